@@ -1,0 +1,198 @@
+"""The host side of the recorder: a Keras callback for any compiled model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from trainer.errors import NonFiniteError
+from trainer.gradient_log import (
+    GradientLog,
+    GradientLogWriter,
+    LogHeader,
+    RecordedSteps,
+    first_to_last_ratio,
+)
+from trainer.gradient_stats import StepHook, StepRecorder, clipping_of
+
+
+class GradientRecorder(keras.callbacks.Callback):
+    """Record gradients inside the training step of any compiled Keras model.
+
+    Example:
+
+        recorder = GradientRecorder("gradients")
+        model.fit(x, y, epochs=3, callbacks=[recorder])
+        print(recorder.log().stat("raw_norm/median"))
+
+    The weights that `fit` arrives at are bit-identical with and without it, but for
+    one deliberate difference: under a strategy with several replicas gradients are
+    summed before they are clipped. The model, its optimizer and its saved files hold
+    nothing of the recorder.
+
+    Args:
+        directory: Where the log goes; an existing log there is replaced.
+        window_steps: Recorded steps between two visits of the host, and one window of
+            the log. At least `steps_per_execution` of the model.
+        every_steps: Record every n-th step.
+        moments_every_steps: Record mean, deviation, largest magnitude and zeros of every
+            n-th recorded step; a step with a non-finite gradient always.
+        on_error: `"warn"` says once that a loss or a gradient is not finite;
+            `"stop"` raises `NonFiniteError` at the end of that window.
+        first_step: Number of the first step, when a training is resumed: the log in
+            `directory` is then continued.
+        warn: Called with a message for people; prints to standard error by default.
+
+    Raises:
+        NonFiniteError: From `fit`, if `on_error` is `"stop"`.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        window_steps: int = 50,
+        every_steps: int = 1,
+        moments_every_steps: int = 10,
+        on_error: Literal["warn", "stop"] = "warn",
+        first_step: int = 0,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.directory = Path(directory)
+        self.window_steps = window_steps
+        self.every_steps = every_steps
+        self.moments_every_steps = moments_every_steps
+        self.on_error = on_error
+        self.first_step = first_step
+        self.health = float("nan")
+        self._warn = warn
+        self._has_warned = False
+        self._pending_steps = 0
+        self._hook: StepHook | None = None
+        self._recorder: StepRecorder | None = None
+        self._writer: GradientLogWriter | None = None
+        self._epoch_norms: list[np.ndarray] = []
+
+    def log(self) -> GradientLog:
+        """Read back what was recorded so far."""
+        return GradientLog.read(self.directory)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        model = self.model
+        execution_steps = model.steps_per_execution
+        if self.window_steps * self.every_steps < execution_steps:
+            raise ValueError(
+                "`window_steps` recorded steps must hold one execution. Received: "
+                f"window_steps={self.window_steps}, every_steps={self.every_steps}, "
+                f"steps_per_execution={execution_steps}"
+            )
+        self._recorder = StepRecorder(
+            self.window_steps, self.every_steps, self.moments_every_steps, self.first_step
+        )
+        self._writer = None
+        if model.built and model.trainable_variables:
+            with model.distribute_strategy.scope():
+                # In scope and outside of the step: under a strategy nothing can be made there.
+                self._recorder.build(model.trainable_variables)
+                model.optimizer.build(model.trainable_variables)
+        self._hook = StepHook(model.optimizer, self._recorder)
+        self._hook.install()
+        model.make_train_function(force=True)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        # At the begin, not the end: a callback with `on_train_batch_end` makes Keras wait
+        # for the device at every step (callback_list.py, _configure_async_dispatch).
+        execution_steps = self.model.steps_per_execution
+        if self._pending_steps + execution_steps > self.window_steps * self.every_steps:
+            self.flush()
+        self._pending_steps += execution_steps
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._epoch_norms = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.flush()
+        if self._writer is not None and self._epoch_norms:
+            kernels = np.flatnonzero([v.is_kernel for v in self._header.variables])
+            self.health = first_to_last_ratio(np.concatenate(self._epoch_norms), kernels)
+            if logs is not None:
+                logs["first_to_last_grad"] = self.health
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self.close()
+
+    def flush(self) -> None:
+        """Take what the graph holds to the log; waits for the device."""
+        if self._recorder is None:
+            return
+        self._pending_steps = 0
+        window = self._recorder.read()
+        if not len(window):
+            return
+        if self._writer is None:
+            self._header = LogHeader(
+                variables=self._recorder.variables,
+                clipping=clipping_of(self.model.optimizer),
+                every_steps=self.every_steps,
+                moments_every_steps=self.moments_every_steps,
+                window_steps=self.window_steps,
+                num_replicas=self.model.distribute_strategy.num_replicas_in_sync,
+            )
+            self._writer = GradientLogWriter(self.directory, self._header, self.first_step)
+        self._writer.append(window)
+        self._epoch_norms.append(window.norms[:, :, 0])
+        self._check_finite(window)
+
+    def close(self) -> None:
+        """Flush, and leave the model as it was; harmless when called again."""
+        if self._hook is None:
+            return
+        self._hook.remove()
+        self._hook = None
+        self.flush()
+        self._recorder = None
+        # The traced function still holds the hook: the next fit must trace its own.
+        self.model.train_function = None
+
+    def _check_finite(self, window: RecordedSteps) -> None:
+        message = describe_non_finite(window, self._header)
+        if message is None:
+            return
+        if self.on_error == "stop":
+            raise NonFiniteError(message)
+        if not self._has_warned:
+            self._has_warned = True
+            warn = self._warn or (lambda text: print(text, file=sys.stderr))
+            warn(f"warning: {message}")
+
+
+def describe_non_finite(window: RecordedSteps, header: LogHeader) -> str | None:
+    """Say where a window's first loss or gradient is not finite, or None.
+
+    Steps that loss scaling skipped are in order: that is how it finds its scale.
+    """
+    steps = window.steps
+    is_bad = ~np.isfinite(steps["loss"]) | ~np.isfinite(steps["raw_norm"])
+    is_bad &= ~((steps["skipped"] == 1) & np.isfinite(steps["loss"]))
+    if not is_bad.any():
+        return None
+    index = int(np.argmax(is_bad))
+    row = steps[index]
+    names = [
+        header.paths[i] for i in np.flatnonzero(~np.isfinite(window.norms[index, :, 0]))
+    ]
+    what = []
+    if not np.isfinite(row["loss"]):
+        what.append(f"the loss is {row['loss']}")
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        what.append(f"the gradient of {names[0]}{more} is not finite")
+    return (
+        f"step {row['step']}: {' and '.join(what)} (learning rate {row['learning_rate']:.3g}). "
+        "Try a lower learning rate, a warm-up, or clipping (optimizer.global_clipnorm: 1.0)"
+    )

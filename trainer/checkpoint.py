@@ -1,0 +1,107 @@
+"""Checkpoints: everything that a training needs to go on as if nothing had happened.
+
+Keras' BackupAndRestore keeps weights and the epoch. Here a checkpoint also holds the
+optimizer with its counters, the states of random layers and of loss scaling, and the
+step, and it is written in one piece: two generations are kept, and a damaged newest one
+falls back to the other.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from trainer.errors import RunDirectoryError
+from trainer.run_dir import write_atomically
+
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state on disk.
+
+    Attributes:
+        path: The file.
+        step: Training steps behind it.
+    """
+
+    path: Path
+    step: int
+
+
+def save_checkpoint(directory: Path, model: keras.Model, step: int) -> Checkpoint:
+    """Write the state of a compiled, built model and its optimizer.
+
+    Raises:
+        RunDirectoryError: If it cannot be written; older checkpoints are untouched.
+    """
+    variables = _state(model)
+    arrays = {f"v{i:05d}": variable.numpy() for i, variable in enumerate(variables)}
+    described = json.dumps({"step": step, "variables": [_describe(v) for v in variables]})
+    path = directory / f"step-{step:09d}.npz"
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, description=np.array(described), **arrays)
+
+    write_atomically(path, write)
+    for old in list_checkpoints(directory)[:-_KEPT]:
+        old.path.unlink(missing_ok=True)
+    return Checkpoint(path, step)
+
+
+def list_checkpoints(directory: Path) -> list[Checkpoint]:
+    """Return the checkpoints of a run, oldest first."""
+    paths = sorted(directory.glob("step-*.npz"))
+    return [Checkpoint(path, int(path.stem.removeprefix("step-"))) for path in paths]
+
+
+def restore_latest(directory: Path, model: keras.Model) -> tuple[Checkpoint, list[str]]:
+    """Load the newest sound checkpoint into a compiled model whose optimizer is built.
+
+    Returns:
+        The checkpoint, and a message for each newer one that is damaged.
+
+    Raises:
+        RunDirectoryError: If none is sound, or it belongs to another model.
+    """
+    damaged = []
+    for checkpoint in reversed(list_checkpoints(directory)):
+        try:
+            with np.load(checkpoint.path, allow_pickle=False) as file:
+                described = json.loads(str(file["description"]))["variables"]
+                arrays = [file[f"v{i:05d}"] for i in range(len(described))]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            damaged.append(f"{checkpoint.path}: this checkpoint is damaged ({error})")
+            continue
+        variables = _state(model)
+        expected = [_describe(variable) for variable in variables]
+        if described != expected:
+            difference = sorted({map_ for map_ in set(map(tuple, described)) ^ set(
+                map(tuple, expected))})
+            raise RunDirectoryError(
+                f"{checkpoint.path}: this checkpoint is of another model or optimizer; "
+                f"they differ in {difference[:3]}"
+            )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+        return checkpoint, damaged
+    found = "; ".join(damaged) or "there is none"
+    raise RunDirectoryError(f"{directory}: no checkpoint to resume from ({found})")
+
+
+def _state(model: keras.Model) -> list[keras.Variable]:
+    """Weights, states of random layers, and the optimizer's; metrics start anew each epoch."""
+    metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
+    own = [variable for variable in model.variables if id(variable) not in metrics]
+    return own + list(model.optimizer.variables)
+
+
+def _describe(variable: keras.Variable) -> list[str]:
+    return [variable.path, str(tuple(variable.shape)), str(variable.dtype)]

@@ -1,0 +1,270 @@
+"""The `model` section: stem, stages, block and head of a convolutional classifier."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from trainer.config.values import (
+    Bool,
+    Float,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    name_or_options,
+)
+
+Activation = Literal[
+    "relu", "leaky_relu", "prelu", "elu", "selu", "gelu", "silu", "mish", "tanh", "sigmoid"
+]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+
+# The arguments that each of Keras' initializers takes besides `seed`, which is
+# always derived from the run's own. A test holds this table against Keras.
+INITIALIZERS: dict[str, frozenset[str]] = {
+    "constant": frozenset({"value"}),
+    "glorot_normal": frozenset(),
+    "glorot_uniform": frozenset(),
+    "he_normal": frozenset(),
+    "he_uniform": frozenset(),
+    "identity": frozenset({"gain"}),
+    "lecun_normal": frozenset(),
+    "lecun_uniform": frozenset(),
+    "ones": frozenset(),
+    "orthogonal": frozenset({"gain"}),
+    "random_normal": frozenset({"mean", "stddev"}),
+    "random_uniform": frozenset({"minval", "maxval"}),
+    "truncated_normal": frozenset({"mean", "stddev"}),
+    "variance_scaling": frozenset({"scale", "mode", "distribution"}),
+    "zeros": frozenset(),
+}
+
+
+class InitializerSpec(Section):
+    """A Keras initializer by name, with the arguments it takes.
+
+    Written `he_normal`, or `{random_normal: {stddev: 0.01}}`.
+    """
+
+    kind: str
+    arguments: dict[str, Float | str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_arguments(cls, value: Any) -> Any:
+        value = name_or_options(value)
+        if not isinstance(value, dict) or "arguments" in value:
+            return value
+        arguments = dict(value)
+        kind = {"kind": arguments.pop("kind")} if "kind" in arguments else {}
+        return {**kind, "arguments": arguments}
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind not in INITIALIZERS:
+            raise ValueError(f"must be one of {', '.join(sorted(INITIALIZERS))}")
+        return kind
+
+    @model_validator(mode="after")
+    def _takes_the_arguments(self) -> InitializerSpec:
+        unknown = sorted(set(self.arguments) - INITIALIZERS[self.kind])
+        if unknown:
+            allowed = ", ".join(sorted(INITIALIZERS[self.kind])) or "no arguments"
+            raise ValueError(f"{self.kind} takes {allowed}, not {', '.join(unknown)}")
+        return self
+
+    @model_serializer
+    def _flatten_arguments(self) -> dict[str, float | str]:
+        return {"kind": self.kind, **self.arguments}
+
+
+class Regularizer(Section):
+    """Added to the loss: `l1 * sum(|w|) + l2 * sum(w^2)` over the kernel, as in Keras."""
+
+    l1: NonNegativeFloat = 0.0
+    l2: NonNegativeFloat = 0.0
+
+
+class BatchNormalizationSpec(Section):
+    """Normalize each channel over the batch and the positions."""
+
+    kind: Literal["batch"] = "batch"
+    momentum: Fraction = 0.99
+    """Of the moving mean and variance that evaluation uses."""
+    epsilon: PositiveFloat = 1e-3
+    synchronized: Bool = False
+    """Take the statistics over the batch of all replicas instead of each one's own."""
+
+
+class LayerNormalizationSpec(Section):
+    """Normalize each image over all channels and positions (one scale per channel)."""
+
+    kind: Literal["layer"] = "layer"
+    epsilon: PositiveFloat = 1e-3
+
+
+class GroupNormalizationSpec(Section):
+    """Normalize each image over the positions and the channels of a group."""
+
+    kind: Literal["group"] = "group"
+    groups: PositiveInt = 8
+    """The number of groups; it must divide the filters of every stage."""
+    epsilon: PositiveFloat = 1e-3
+
+
+class NoNormalizationSpec(Section):
+    """No normalization: convolutions have a bias instead."""
+
+    kind: Literal["none"] = "none"
+
+
+Normalization: TypeAlias = Annotated[
+    Annotated[
+        BatchNormalizationSpec
+        | LayerNormalizationSpec
+        | GroupNormalizationSpec
+        | NoNormalizationSpec,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(name_or_options),
+]
+
+
+class StemSpec(Section):
+    """The first convolution, from image channels to filters."""
+
+    filters: PositiveInt = 16
+    kernel_size: PositiveInt = 3
+    strides: PositiveInt = 1
+    pool_size: PositiveInt = 1
+    """Max-pooling after the stem; 1 is none."""
+
+
+class StageSpec(Section):
+    """Blocks at one resolution; the first block of a stage carries its strides."""
+
+    filters: PositiveInt
+    """Output channels of each block."""
+    blocks: PositiveInt
+    strides: PositiveInt = 1
+
+
+class BlockSpec(Section):
+    """What every block of the network looks like."""
+
+    kind: Literal["plain", "residual"] = "residual"
+    """The one word that turns the experiment: a residual block is the plain one plus a shortcut."""
+    layout: Literal["basic", "bottleneck"] = "basic"
+    """Basic: two 3x3 convolutions; bottleneck: 1x1 down, 3x3, 1x1 up."""
+    preactivation: Bool = False
+    """Normalization and activation before each convolution (He et al. 2016b) instead of after."""
+    shortcut: Literal["padded", "projection"] = "padded"
+    """Where the shape changes: subsample and pad with zero channels (no parameters,
+    option A of He et al. 2016), or a 1x1 convolution (option B)."""
+    bottleneck_ratio: PositiveInt = 4
+    """Output channels over inner channels of a bottleneck block."""
+    kernel_size: PositiveInt = 3
+    activation: Activation = "relu"
+    normalization: Normalization = BatchNormalizationSpec()
+    zero_init_last: Bool = False
+    """Start the scale of each block's last normalization at zero, so that a residual
+    block begins as the identity (Goyal et al. 2017)."""
+    kernel_initializer: InitializerSpec = InitializerSpec(kind="he_normal")
+    kernel_regularizer: Regularizer = Regularizer()
+    bias_initializer: InitializerSpec = InitializerSpec(kind="zeros")
+    """Of the convolutions' biases, which exist only without normalization."""
+    dropout: Fraction = 0.0
+    """Rate of dropped values between the convolutions of a block."""
+    spatial_dropout: Fraction = 0.0
+    """Rate of dropped channels between the convolutions of a block."""
+    stochastic_depth: Fraction = 0.0
+    """Rate of dropping the last block's branch, growing linearly from the first
+    block's (Huang et al. 2016)."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BlockSpec:
+        if self.kind == "plain" and self.stochastic_depth > 0:
+            raise ValueError(
+                "stochastic_depth drops the branch beside a shortcut, and a plain block has no "
+                f"shortcut. Received: stochastic_depth={self.stochastic_depth}. "
+                "Set it to 0 or set kind: residual"
+            )
+        if self.kind == "plain" and self.zero_init_last:
+            raise ValueError(
+                "zero_init_last makes a plain block output zeros for ever. "
+                "Set it to false or set kind: residual"
+            )
+        if self.zero_init_last and self.normalization.kind == "none":
+            raise ValueError("zero_init_last needs a normalization, and normalization is none")
+        if self.zero_init_last and self.preactivation:
+            raise ValueError(
+                "zero_init_last needs a normalization at the end of a block, and a "
+                "pre-activation block ends with a convolution"
+            )
+        return self
+
+
+class HeadSpec(Section):
+    """From the last stage to the logits."""
+
+    pooling: Literal["average", "max", "flatten"] = "average"
+    dropout: Fraction = 0.0
+    kernel_initializer: InitializerSpec = InitializerSpec(kind="glorot_uniform")
+    kernel_regularizer: Regularizer = Regularizer()
+
+
+class ModelSpec(Section):
+    """A convolutional image classifier: stem, stages of equal blocks, head."""
+
+    stem: StemSpec = StemSpec()
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1)]
+    block: BlockSpec = BlockSpec()
+    head: HeadSpec = HeadSpec()
+
+    @property
+    def total_strides(self) -> int:
+        """How many pixels of the image one position of the last stage spans."""
+        strides = self.stem.strides * self.stem.pool_size
+        for stage in self.stages:
+            strides *= stage.strides
+        return strides
+
+    @model_validator(mode="after")
+    def _filters_divide(self) -> ModelSpec:
+        block = self.block
+        normalization = block.normalization
+        for index, stage in enumerate(self.stages):
+            if block.layout == "bottleneck" and stage.filters % block.bottleneck_ratio:
+                raise ValueError(
+                    f"block.bottleneck_ratio must divide the filters of every stage. Received: "
+                    f"bottleneck_ratio={block.bottleneck_ratio}, "
+                    f"stages[{index}].filters={stage.filters}"
+                )
+            inner = stage.filters
+            if block.layout == "bottleneck":
+                inner //= block.bottleneck_ratio
+            if isinstance(normalization, GroupNormalizationSpec) and inner % normalization.groups:
+                raise ValueError(
+                    "the groups of a group normalization must divide the channels they are taken "
+                    f"from. Received: groups={normalization.groups}, {inner} channels in stage "
+                    f"{index}"
+                )
+        if (
+            isinstance(normalization, GroupNormalizationSpec)
+            and self.stem.filters % normalization.groups
+        ):
+            raise ValueError(
+                "the groups of a group normalization must divide the channels they are taken "
+                f"from. Received: groups={normalization.groups}, stem.filters={self.stem.filters}"
+            )
+        return self

@@ -1,0 +1,236 @@
+"""Build a Keras model from its spec, and describe it before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import keras
+import numpy as np
+
+from trainer.config.model_schema import BlockSpec, InitializerSpec, ModelSpec, Regularizer
+from trainer.layers import PlainBlock, ResidualBlock, Shape, build_activation
+from trainer.normalization import build_normalization
+
+
+@dataclass(frozen=True)
+class PixelScaling:
+    """What the model does to pixels of 0..255 first: `pixels * scale + offset`.
+
+    Attributes:
+        scale: One factor per channel.
+        offset: One summand per channel.
+    """
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: np.ndarray, normalize: str) -> PixelScaling:
+        """Return the scaling that `data.normalize` asks for.
+
+        Args:
+            images: Training images, shape (num_images, height, width, channels), uint8.
+            normalize: `per_channel` (zero mean and unit deviation over `images`), `unit`
+                (0..1) or `none`.
+        """
+        channels = images.shape[-1]
+        if normalize == "none":
+            return cls((1.0,) * channels, (0.0,) * channels)
+        if normalize == "unit":
+            return cls((1 / 255,) * channels, (0.0,) * channels)
+        # Exact integer counts of each level: no float copy of the whole set is made.
+        levels = np.arange(256, dtype=np.float64)
+        scale, offset = [], []
+        for channel in range(channels):
+            counts = np.bincount(images[..., channel].ravel(), minlength=256)
+            mean = float(counts @ levels / counts.sum())
+            variance = float(counts @ (levels - mean) ** 2 / counts.sum())
+            deviation = max(variance**0.5, 1.0)
+            scale.append(1 / deviation)
+            offset.append(-mean / deviation)
+        return cls(tuple(scale), tuple(offset))
+
+
+def build_model(
+    spec: ModelSpec,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    scaling: PixelScaling,
+    name: str = "classifier",
+) -> keras.Model:
+    """Build the classifier of a spec.
+
+    Call it inside the strategy's scope and after the precision policy and the
+    seed are set: the weights are drawn here.
+
+    Args:
+        spec: The `model` section.
+        image_shape: (height, width, channels).
+        num_classes: Width of the last layer.
+        scaling: Applied to the pixels inside the model.
+        name: Name of the model.
+
+    Returns:
+        A functional model from images (batch, height, width, channels), any numeric
+        dtype with values 0..255, to logits (batch, num_classes), float32.
+    """
+    inputs = keras.Input(image_shape, name="image")
+    x = keras.layers.Rescaling(list(scaling.scale), list(scaling.offset), name="pixels")(inputs)
+    x = _stem(spec, x)
+    num_blocks = sum(stage.blocks for stage in spec.stages)
+    index = 0
+    for stage_index, stage in enumerate(spec.stages):
+        for block_index in range(stage.blocks):
+            block = _build_block(
+                spec.block,
+                filters=stage.filters,
+                strides=stage.strides if block_index == 0 else 1,
+                # The deeper, the likelier dropped (Huang et al. 2016, section 3).
+                depth=(index + 1) / num_blocks,
+                name=f"stage{stage_index}_block{block_index}",
+            )
+            x = block(x)
+            index += 1
+    logits = _head(spec, x, num_classes)
+    return keras.Model(inputs, logits, name=name)
+
+
+def _initializer(spec: InitializerSpec) -> keras.initializers.Initializer:
+    return keras.initializers.get({"class_name": spec.kind, "config": dict(spec.arguments)})
+
+
+def _regularizer(spec: Regularizer) -> keras.regularizers.Regularizer | None:
+    if not spec.l1 and not spec.l2:
+        return None
+    return keras.regularizers.L1L2(l1=spec.l1, l2=spec.l2)
+
+
+def _stem(spec: ModelSpec, x: Any) -> Any:
+    block = spec.block
+    x = keras.layers.Conv2D(
+        spec.stem.filters,
+        spec.stem.kernel_size,
+        strides=spec.stem.strides,
+        padding="same",
+        use_bias=block.normalization.kind == "none",
+        kernel_initializer=_initializer(block.kernel_initializer),
+        bias_initializer=_initializer(block.bias_initializer),
+        kernel_regularizer=_regularizer(block.kernel_regularizer),
+        name="stem_conv",
+    )(x)
+    if not block.preactivation:
+        x = _normalize_and_activate(block, x, "stem")
+    if spec.stem.pool_size > 1:
+        x = keras.layers.MaxPooling2D(spec.stem.pool_size, padding="same", name="stem_pool")(x)
+    return x
+
+
+def _normalize_and_activate(block: BlockSpec, x: Any, prefix: str) -> Any:
+    norm = build_normalization(block.normalization.model_dump(), f"{prefix}_norm")
+    if norm is not None:
+        x = norm(x)
+    return build_activation(block.activation, f"{prefix}_act")(x)
+
+
+def _build_block(
+    spec: BlockSpec, *, filters: int, strides: int, depth: float, name: str
+) -> PlainBlock:
+    common: dict[str, Any] = {
+        "strides": strides,
+        "kernel_size": spec.kernel_size,
+        "layout": spec.layout,
+        "bottleneck_ratio": spec.bottleneck_ratio,
+        "preactivation": spec.preactivation,
+        "activation": spec.activation,
+        "normalization": spec.normalization.model_dump(),
+        "zero_init_last": spec.zero_init_last,
+        "kernel_initializer": _initializer(spec.kernel_initializer),
+        "kernel_regularizer": _regularizer(spec.kernel_regularizer),
+        "bias_initializer": _initializer(spec.bias_initializer),
+        "dropout": spec.dropout,
+        "spatial_dropout": spec.spatial_dropout,
+        "name": name,
+    }
+    if spec.kind == "plain":
+        return PlainBlock(filters, **common)
+    return ResidualBlock(
+        filters,
+        shortcut=spec.shortcut,
+        stochastic_depth=spec.stochastic_depth * depth,
+        **common,
+    )
+
+
+def _head(spec: ModelSpec, x: Any, num_classes: int) -> Any:
+    if spec.block.preactivation:
+        x = _normalize_and_activate(spec.block, x, "head")
+    match spec.head.pooling:
+        case "average":
+            x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
+        case "max":
+            x = keras.layers.GlobalMaxPooling2D(name="head_pool")(x)
+        case "flatten":
+            x = keras.layers.Flatten(name="head_flatten")(x)
+    if spec.head.dropout:
+        x = keras.layers.Dropout(spec.head.dropout, name="head_dropout")(x)
+    return keras.layers.Dense(
+        num_classes,
+        kernel_initializer=_initializer(spec.head.kernel_initializer),
+        kernel_regularizer=_regularizer(spec.head.kernel_regularizer),
+        # The loss needs the range and the digits of float32 whatever the policy.
+        dtype="float32",
+        name="head_logits",
+    )(x)
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One line of `trainer model`.
+
+    Attributes:
+        path: Place of the layer, such as `stage1_block0/conv1`.
+        kind: Class name.
+        output_shape: Without the batch, such as (16, 16, 32).
+        parameters: Trainable values.
+        multiply_adds: Multiply-adds of convolutions and dense layers for one image.
+    """
+
+    path: str
+    kind: str
+    output_shape: Shape
+    parameters: int
+    multiply_adds: int
+
+
+def summarize(model: keras.Model) -> list[LayerSummary]:
+    """Return one line per layer in order of computation, the insides of blocks included."""
+    return [
+        LayerSummary(
+            path=path,
+            kind=type(layer).__name__,
+            output_shape=tuple(output_shape[1:]),
+            parameters=sum(prod(weight.shape) for weight in layer.trainable_weights),
+            multiply_adds=_multiply_adds(layer, output_shape),
+        )
+        for path, layer, output_shape in _walk(model)
+    ]
+
+
+def _walk(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer, Shape]]:
+    for layer in model.layers:
+        if isinstance(layer, PlainBlock):
+            for inner, _, output_shape in layer.walk(layer.input.shape):
+                yield f"{layer.name}/{inner.name}", inner, output_shape
+        else:
+            yield layer.name, layer, tuple(layer.output.shape)
+
+
+def _multiply_adds(layer: keras.layers.Layer, output_shape: Shape) -> int:
+    """Each output value of a convolution or a dense layer is one sum over its kernel."""
+    if not isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+        return 0
+    positions = prod(int(size or 1) for size in output_shape[1:-1])
+    return int(prod(layer.kernel.shape)) * positions

@@ -1,0 +1,101 @@
+"""Build the optimizer of a config; Keras' own, but for Muon on convolution kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from trainer.config.schema import Adam, AdamW, Lion, Muon, Optimizer, RmsProp, Sgd
+
+# Regularization by decay is for kernels: pulling scales and biases to zero only hurts.
+_NOT_DECAYED = ("bias", "gamma", "beta", "alpha")
+# First and last layer of a network: their rows are pixels and classes, not features.
+_NOT_ORTHOGONALIZED = ["stem_conv", "head_logits"]
+
+
+@keras.saving.register_keras_serializable(package="trainer")
+class ConvMuon(keras.optimizers.Muon):
+    """`keras.optimizers.Muon` that orthogonalizes convolution kernels too (Jordan 2024).
+
+    Keras' Muon gives only matrices to the Muon step, so that a convolutional network
+    would be trained by its AdamW part. Here a kernel (height, width, in, out) counts as
+    the matrix (height * width * in, out).
+    """
+
+    def _should_use_adamw(self, variable: Any) -> bool:
+        if len(variable.shape) == 4:
+            return any(name in variable.path for name in self.exclude_layers)
+        return super()._should_use_adamw(variable)
+
+    def _muon_update_step(self, gradient: Any, variable: Any, lr: Any, m: Any) -> None:
+        if len(variable.shape) != 4:
+            super()._muon_update_step(gradient, variable, lr, m)
+            return
+        self.assign_add(m, ops.add(gradient, m * (self.momentum - 1)))
+        step = ops.add(gradient, self.momentum * m) if self.nesterov else m
+        matrix = ops.reshape(step, (-1, variable.shape[-1]))
+        update = self.lr_adjust(lr * self.zeropower_via_newtonschulz5(matrix, self.ns_steps))
+        self.assign_sub(variable, ops.reshape(update, variable.shape))
+
+
+def build_optimizer(
+    config: Optimizer, learning_rate: keras.optimizers.schedules.LearningRateSchedule | float
+) -> keras.optimizers.Optimizer:
+    """Return the optimizer of a config.
+
+    Under mixed_float16, `compile` wraps it in Keras' `LossScaleOptimizer`.
+
+    Args:
+        config: The `optimizer` section.
+        learning_rate: A schedule whose peak is `config.learning_rate`.
+    """
+    common: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "clipnorm": config.clipnorm,
+        "global_clipnorm": config.global_clipnorm,
+        "clipvalue": config.clipvalue,
+        "weight_decay": config.weight_decay or None,
+        "use_ema": config.ema_momentum is not None,
+        "ema_momentum": config.ema_momentum or 0.99,
+    }
+    optimizer = _build(config, common)
+    if config.weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
+    return optimizer
+
+
+def _build(config: Optimizer, common: dict[str, Any]) -> keras.optimizers.Optimizer:
+    match config:
+        case Sgd():
+            return keras.optimizers.SGD(
+                momentum=config.momentum, nesterov=config.nesterov, **common
+            )
+        case Adam() | AdamW():
+            build = keras.optimizers.AdamW if isinstance(config, AdamW) else keras.optimizers.Adam
+            if isinstance(config, AdamW):
+                # Keras' AdamW refuses None.
+                common["weight_decay"] = config.weight_decay
+            return build(
+                beta_1=config.beta_1, beta_2=config.beta_2, epsilon=config.epsilon, **common
+            )
+        case RmsProp():
+            return keras.optimizers.RMSprop(
+                rho=config.rho,
+                momentum=config.momentum,
+                epsilon=config.epsilon,
+                centered=config.centered,
+                **common,
+            )
+        case Lion():
+            return keras.optimizers.Lion(beta_1=config.beta_1, beta_2=config.beta_2, **common)
+        case Muon():
+            return ConvMuon(
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                adam_lr_ratio=config.adam_learning_rate_ratio,
+                adam_weight_decay=config.weight_decay or None,
+                exclude_layers=_NOT_ORTHOGONALIZED,
+                **common,
+            )
