@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from broken_configs import BROKEN_CONFIGS, MODEL, BrokenConfig
 
 from trainer.config import dump_config, load_config
-from trainer.config.yaml_nodes import dump, parse
 from trainer.errors import ConfigError
 
 
@@ -58,7 +59,7 @@ def test_a_path_through_a_file_says_why_it_cannot_be_read() -> None:
 
 
 def test_bytes_that_are_not_utf_8_are_named_with_their_line() -> None:
-    Path("latin.yaml").write_bytes(MODEL.encode() + "name: é\n".encode("latin-1"))
+    Path("latin.yaml").write_bytes(MODEL.encode() + "name: \u00e9\n".encode("latin-1"))
     assert message_of("latin.yaml") == (
         "latin.yaml:2: the file must be UTF-8. Received: the byte 0xe9"
     )
@@ -88,22 +89,19 @@ def test_problems_are_sorted_by_file_and_line_with_overrides_last() -> None:
     ]
 
 
-@pytest.mark.parametrize("wrong", [None, True, "x", -1, 1.5, [[]], {"kind": ["x"]}, {"x": None}])
-def test_a_wrong_value_at_any_key_is_one_config_error(wrong: object) -> None:
+@pytest.mark.parametrize("wrong", ["null", "-1", "[[]]", "{kind: [x]}", "{x: null}"])
+def test_a_wrong_value_at_any_key_is_a_config_error_in_that_file(wrong: str) -> None:
     Path("a.yaml").write_text(MODEL + "schedule: {kind: step, boundary_epochs: [1]}\n")
-    text = dump_config(load_config(Path("a.yaml"), ["data.augment=[cutout]"]))
-    root, _ = parse(text, "a.yaml")
-    assert root is not None
-    lines = text.splitlines()
+    lines = dump_config(load_config(Path("a.yaml"), ["data.augment=[cutout]"])).splitlines()
+    messages = []
     for number, line in enumerate(lines):
         key, _, value = line.partition(": ")
-        if not value or key.endswith("kind"):
-            continue
-        # In place of the value stands the wrong one, so that the line number is the oracle.
-        flow = " ".join(dump([wrong]).split()) if not isinstance(wrong, list | dict) else ""
-        changed = flow.removeprefix("- ") or ("[[]]" if isinstance(wrong, list) else "{x: [1]}")
-        Path("a.yaml").write_text("\n".join([*lines[:number], f"{key}: {changed}", *lines[number + 1 :]]))
-        try:
-            load_config(Path("a.yaml"))
-        except ConfigError as error:
-            assert all(item.startswith("a.yaml:") for item in str(error).splitlines())
+        if value:
+            changed = [*lines[:number], f"{key}: {wrong}", *lines[number + 1 :]]
+            Path("a.yaml").write_text("\n".join(changed))
+            with suppress(ConfigError):
+                load_config(Path("a.yaml"))
+                continue
+            messages += message_of("a.yaml").splitlines()
+    assert messages
+    assert all(re.match(r"a\.yaml:\d+: \S+: \S", message) for message in messages)

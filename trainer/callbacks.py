@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from trainer.errors import NonFiniteError
 from trainer.gradient_log import (
@@ -91,15 +92,21 @@ class GradientRecorder(keras.callbacks.Callback):
                 f"window_steps={self.window_steps}, every_steps={self.every_steps}, "
                 f"steps_per_execution={execution_steps}"
             )
+        # Left by a `fit` that raised.
+        self._uninstall()
+        self._pending_steps = 0
         self._recorder = StepRecorder(
             self.window_steps, self.every_steps, self.moments_every_steps, self.first_step
         )
         self._writer = None
-        if model.built and model.trainable_variables:
-            with model.distribute_strategy.scope():
-                # In scope and outside of the step: under a strategy nothing can be made there.
+        with model.distribute_strategy.scope():
+            # Inside the step nothing can be made under a strategy. Without one the model,
+            # and then its list of variables, may come to be in the first step.
+            if tf.distribute.has_strategy() and model.trainable_variables:
                 self._recorder.build(model.trainable_variables)
-                model.optimizer.build(model.trainable_variables)
+                # Loss scaling would make its variables anew.
+                if not model.optimizer.built:
+                    model.optimizer.build(model.trainable_variables)
         self._hook = StepHook(model.optimizer, self._recorder)
         self._hook.install()
         model.make_train_function(force=True)
@@ -142,6 +149,7 @@ class GradientRecorder(keras.callbacks.Callback):
                 moments_every_steps=self.moments_every_steps,
                 window_steps=self.window_steps,
                 num_replicas=self.model.distribute_strategy.num_replicas_in_sync,
+                has_loss=self._recorder.has_loss,
             )
             self._writer = GradientLogWriter(self.directory, self._header, self.first_step)
         self._writer.append(window)
@@ -149,21 +157,29 @@ class GradientRecorder(keras.callbacks.Callback):
         self._check_finite(window)
 
     def close(self) -> None:
-        """Flush, and leave the model as it was; harmless when called again."""
-        if self._hook is None:
-            return
-        self._hook.remove()
-        self._hook = None
-        self.flush()
+        """Flush, and leave the model as it was; harmless when called again.
+
+        `fit` calls it. Call it yourself after a `fit` that raised.
+        """
+        try:
+            self.flush()
+        finally:
+            self._uninstall()
+
+    def _uninstall(self) -> None:
         self._recorder = None
-        # The traced function still holds the hook: the next fit must trace its own.
-        self.model.train_function = None
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            # The traced function still holds the hook: the next fit must trace its own.
+            self.model.train_function = None
 
     def _check_finite(self, window: RecordedSteps) -> None:
         message = describe_non_finite(window, self._header)
         if message is None:
             return
         if self.on_error == "stop":
+            self._uninstall()
             raise NonFiniteError(message)
         if not self._has_warned:
             self._has_warned = True
@@ -177,17 +193,15 @@ def describe_non_finite(window: RecordedSteps, header: LogHeader) -> str | None:
     Steps that loss scaling skipped are in order: that is how it finds its scale.
     """
     steps = window.steps
-    is_bad = ~np.isfinite(steps["loss"]) | ~np.isfinite(steps["raw_norm"])
-    is_bad &= ~((steps["skipped"] == 1) & np.isfinite(steps["loss"]))
+    is_bad_loss = ~np.isfinite(steps["loss"]) & header.has_loss
+    is_bad = is_bad_loss | (~np.isfinite(steps["raw_norm"]) & (steps["skipped"] != 1))
     if not is_bad.any():
         return None
     index = int(np.argmax(is_bad))
     row = steps[index]
-    names = [
-        header.paths[i] for i in np.flatnonzero(~np.isfinite(window.norms[index, :, 0]))
-    ]
+    names = [header.paths[i] for i in np.flatnonzero(~np.isfinite(window.norms[index, :, 0]))]
     what = []
-    if not np.isfinite(row["loss"]):
+    if is_bad_loss[index]:
         what.append(f"the loss is {row['loss']}")
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -41,9 +41,9 @@ def save_checkpoint(directory: Path, model: keras.Model, step: int) -> Checkpoin
     Raises:
         RunDirectoryError: If it cannot be written; older checkpoints are untouched.
     """
-    variables = _state(model)
-    arrays = {f"v{i:05d}": variable.numpy() for i, variable in enumerate(variables)}
-    described = json.dumps({"step": step, "variables": [_describe(v) for v in variables]})
+    state = _state(model)
+    arrays = {f"v{i:05d}": variable.numpy() for i, (_, variable) in enumerate(state)}
+    described = json.dumps({"step": step, "variables": [_describe(*item) for item in state]})
     path = directory / f"step-{step:09d}.npz"
 
     def write(temporary: Path) -> None:
@@ -74,34 +74,42 @@ def restore_latest(directory: Path, model: keras.Model) -> tuple[Checkpoint, lis
     damaged = []
     for checkpoint in reversed(list_checkpoints(directory)):
         try:
-            with np.load(checkpoint.path, allow_pickle=False) as file:
+            with open(checkpoint.path, "rb") as stream, np.load(stream) as file:
                 described = json.loads(str(file["description"]))["variables"]
                 arrays = [file[f"v{i:05d}"] for i in range(len(described))]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             damaged.append(f"{checkpoint.path}: this checkpoint is damaged ({error})")
             continue
-        variables = _state(model)
-        expected = [_describe(variable) for variable in variables]
+        state = _state(model)
+        expected = [_describe(*item) for item in state]
         if described != expected:
-            difference = sorted({map_ for map_ in set(map(tuple, described)) ^ set(
-                map(tuple, expected))})
+            differing = [
+                v[0] for v in (*described, *expected) if v not in expected or v not in described
+            ]
             raise RunDirectoryError(
                 f"{checkpoint.path}: this checkpoint is of another model or optimizer; "
-                f"they differ in {difference[:3]}"
+                f"they differ in {', '.join(dict.fromkeys(differing[:6])) or 'their order'}"
             )
-        for variable, array in zip(variables, arrays, strict=True):
+        for (_, variable), array in zip(state, arrays, strict=True):
             variable.assign(array)
         return checkpoint, damaged
     found = "; ".join(damaged) or "there is none"
     raise RunDirectoryError(f"{directory}: no checkpoint to resume from ({found})")
 
 
-def _state(model: keras.Model) -> list[keras.Variable]:
-    """Weights, states of random layers, and the optimizer's; metrics start anew each epoch."""
-    metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
-    own = [variable for variable in model.variables if id(variable) not in metrics]
-    return own + list(model.optimizer.variables)
+def _state(model: keras.Model) -> list[tuple[str, keras.Variable]]:
+    """Weights, states of random layers, and the optimizer's; metrics start anew each epoch.
+
+    Keras numbers optimizers and random generators through a process, so their variables go
+    by what is left of the path without that number.
+    """
+    weights = [(variable.path, variable) for variable in model.weights]
+    others = {id(v) for metric in model.metrics for v in metric.variables}
+    others |= {id(variable) for _, variable in weights}
+    random = [("random state", v) for v in model.variables if id(v) not in others]
+    optimizer = [(v.path.split("/", 1)[-1], v) for v in model.optimizer.variables]
+    return [*weights, *random, *optimizer]
 
 
-def _describe(variable: keras.Variable) -> list[str]:
-    return [variable.path, str(tuple(variable.shape)), str(variable.dtype)]
+def _describe(name: str, variable: keras.Variable) -> list[str]:
+    return [name, str(tuple(variable.shape)), str(variable.dtype)]

@@ -102,6 +102,8 @@ class LogHeader:
         moments_every_steps: Of those, every n-th was recorded in full.
         window_steps: Recorded steps in a full window.
         num_replicas: Replicas whose gradients were summed.
+        has_loss: False where a custom train step passes no loss to the optimizer's
+            `scale_loss`; the recorded loss is then NaN.
     """
 
     variables: tuple[VariableInfo, ...]
@@ -110,6 +112,7 @@ class LogHeader:
     moments_every_steps: int = 1
     window_steps: int = 50
     num_replicas: int = 1
+    has_loss: bool = True
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from trainer.gradient_log import MOMENTS, NORMS, STEP_DTYPE, RecordedSteps, Vari
 # Squares of float32 lose their digits below and overflow above these (sum of squares / 2).
 _SMALLEST_SAFE = 1e-30
 _LARGEST_SAFE = 1e37
+_LARGEST_SQUARABLE = 1.8446743e19
 
 _STEP_FIELDS = tuple(name for name in STEP_DTYPE.names or () if name != "step")
 
@@ -39,18 +40,17 @@ def l2_norms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return the L2 norm of each tensor, shape (len(tensors),), float32.
 
     One fused pass over each tensor. Where a square would leave the range of
-    float32 (norms below 1e-15 or above 1e18, and zeros), all are taken again in float64.
+    float32 (norms below 1e-15 or above 1e18, and zeros), a second one in float64.
     """
     halves = tf.stack([tf.nn.l2_loss(tensor) for tensor in tensors])
-    is_safe = tf.reduce_all((halves > _SMALLEST_SAFE) & (halves < _LARGEST_SAFE))
+    is_safe = (halves > _SMALLEST_SAFE) & (halves < _LARGEST_SAFE)
+    norms = tf.sqrt(2.0 * halves)
 
-    def in_float64() -> tf.Tensor:
-        return tf.stack(
-            [tf.sqrt(tf.reduce_sum(tf.square(tf.cast(t, tf.float64)))) for t in tensors]
-        )
+    def mend() -> tf.Tensor:
+        squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64))) for t in tensors]
+        return tf.where(is_safe, norms, tf.cast(tf.sqrt(tf.stack(squares)), tf.float32))
 
-    norms = tf.cond(is_safe, lambda: tf.cast(tf.sqrt(2.0 * halves), tf.float64), in_float64)
-    return tf.cast(norms, tf.float32)
+    return tf.cond(tf.reduce_all(is_safe), lambda: norms, mend)
 
 
 def moments(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -61,12 +61,16 @@ def moments(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """
     rows = []
     for tensor in tensors:
-        mean = tf.reduce_mean(tensor)
+        max_abs = tf.reduce_max(tf.abs(tensor))
+        # At most 1 in magnitude: no square overflows, and not all of them underflow.
+        scaled = tf.math.divide_no_nan(tensor, max_abs)
+        mean = tf.reduce_mean(scaled)
         rows.append(
             [
-                mean,
-                tf.sqrt(tf.reduce_mean(tf.square(tensor - mean))),
-                tf.reduce_max(tf.abs(tensor)),
+                max_abs * mean,
+                max_abs * tf.sqrt(tf.reduce_mean(tf.square(scaled - mean))),
+                # XLA's maximum on a CPU passes over NaN; the mean does not.
+                tf.where(tf.math.is_nan(mean) & tf.math.is_finite(max_abs), mean, max_abs),
                 tf.reduce_mean(tf.cast(tf.equal(tensor, 0), tf.float32)),
                 tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.float32)),
             ]
@@ -91,20 +95,29 @@ def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 
 
 def _clipped_norms(
-    raw: Sequence[tf.Tensor], raw_norm: tf.Tensor, clipping: dict[str, float]
+    grads: Sequence[Any], raw_norm: tf.Tensor, clipping: dict[str, float]
 ) -> tf.Tensor:
     """Norms after clipping, exactly `raw_norm` where clipping changes nothing."""
-    # Clipping by a norm that is not finite gives NaN (inf / inf).
-    if "clipnorm" in clipping:
-        shortened = tf.minimum(raw_norm, clipping["clipnorm"])
-        return tf.where(tf.math.is_finite(raw_norm), shortened, np.nan)
-    if "global_clipnorm" in clipping:
-        total = _norm_of_norms(raw_norm)
-        factor = tf.minimum(1.0, clipping["global_clipnorm"] / total)
-        return raw_norm * tf.where(tf.math.is_finite(total), factor, np.nan)
     if "clipvalue" in clipping:
         bound = clipping["clipvalue"]
-        return l2_norms([tf.clip_by_value(tensor, -bound, bound) for tensor in raw])
+        clipped = [_map_values(lambda v: tf.clip_by_value(v, -bound, bound), g) for g in grads]
+        return l2_norms([tf.convert_to_tensor(grad) for grad in clipped])
+    norm = raw_norm
+    sparse = [i for i, grad in enumerate(grads) if isinstance(grad, tf.IndexedSlices)]
+    if clipping and sparse:
+        # Keras clips by the norm of an embedding's rows before those of one token are added up.
+        row_norms = l2_norms([grads[i].values for i in sparse])
+        norm = tf.tensor_scatter_nd_update(norm, [[i] for i in sparse], row_norms)
+    # Keras divides by the root of a float32 sum of squares, infinite from here on: that
+    # leaves 0 of a gradient, and NaN where it is not finite or clipped with all others.
+    if "clipnorm" in clipping:
+        bound = clipping["clipnorm"]
+        norm = tf.where(norm < _LARGEST_SQUARABLE, norm, np.inf)
+        return raw_norm * (bound / tf.maximum(norm, bound))
+    if "global_clipnorm" in clipping:
+        total = _norm_of_norms(norm)
+        factor = tf.minimum(1.0, clipping["global_clipnorm"] / total)
+        return raw_norm * tf.where(total < _LARGEST_SQUARABLE, factor, np.nan)
     return raw_norm
 
 
@@ -135,6 +148,8 @@ class StepRecorder:
         self.every_steps = every_steps
         self.moments_every_steps = moments_every_steps
         self.variables: tuple[VariableInfo, ...] = ()
+        self.weights: tuple[keras.Variable, ...] = ()
+        self.has_loss = True
         self._first_step = first_step
         self._num_read = 0
         self._buffers: dict[str, tf.Variable] = {}
@@ -146,6 +161,7 @@ class StepRecorder:
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Make the buffers; call it in the strategy's scope."""
+        self.weights = tuple(variables)
         self.variables = tuple(VariableInfo(v.path, tuple(v.shape)) for v in variables)
         rows, width = self.window_steps, len(variables)
         shapes = {
@@ -157,8 +173,9 @@ class StepRecorder:
             self._buffers[name] = _replica_local(tf.zeros(shape), name)
         self._buffers["count"] = _replica_local(tf.zeros((), tf.int64), "count")
 
-    def mark_disconnected(self, is_connected: Sequence[bool]) -> None:
-        """Note which variables the loss depends on; known once the step is traced."""
+    def note_trace(self, is_connected: Sequence[bool], has_loss: bool) -> None:
+        """Note on which variables the loss depends, and whether the step's loss is known."""
+        self.has_loss = has_loss
         self.variables = tuple(
             VariableInfo(v.path, v.shape, connected)
             for v, connected in zip(self.variables, is_connected, strict=True)
@@ -198,7 +215,11 @@ class StepRecorder:
         count = int(tf.convert_to_tensor(self._buffers["count"]).numpy())
         end = -(-count // self.every_steps)
         indices = np.arange(self._num_read, end)
-        assert len(indices) <= self.window_steps, "the window buffer was overrun"
+        if len(indices) > self.window_steps:
+            raise ValueError(
+                "a train step must apply gradients once to be recorded. Received: "
+                f"{len(indices)} records in a window of {self.window_steps} steps"
+            )
         self._num_read = end
         rows = indices % self.window_steps
         values = tf.convert_to_tensor(self._buffers["steps"]).numpy()[rows]
@@ -253,11 +274,15 @@ class StepHook:
         self._recorder = recorder
         # Replicas are threads, and each has its own loss.
         self._of_replica = threading.local()
-        self._scale_loss = optimizer.scale_loss
-        self._apply = optimizer.apply
 
     def install(self) -> None:
         """Put the hook between the train step and the optimizer."""
+        # Left by a `fit` that raised; on top of it gradients would be reduced twice.
+        left_over = getattr(self._optimizer.apply, "__self__", None)
+        if isinstance(left_over, StepHook):
+            left_over.remove()
+        self._scale_loss = self._optimizer.scale_loss
+        self._apply = self._optimizer.apply
         self._optimizer.scale_loss = self.scale_loss
         self._optimizer.apply = self.apply
 
@@ -277,9 +302,7 @@ class StepHook:
         """Reduce, let the optimizer unscale, clip and update, and record."""
         grads = list(grads)
         variables = list(trainable_variables or self._optimizer._trainable_variables)
-        # A train step that never calls `scale_loss` leaves no loss to record.
-        loss = getattr(self._of_replica, "loss", tf.constant(np.nan, tf.float32))
-        self._of_replica.__dict__.pop("loss", None)
+        loss = self._of_replica.__dict__.pop("loss", None)
         replicas = tf.distribute.get_replica_context()
         with ExitStack() as stack:
             if replicas is not None and replicas.num_replicas_in_sync > 1:
@@ -295,46 +318,55 @@ class StepHook:
         recorder: StepRecorder,
         grads: list[Any],
         variables: list[keras.Variable],
-        loss: tf.Tensor,
+        loss: tf.Tensor | None,
     ) -> None:
-        if not recorder.is_built:
-            with tf.init_scope():
-                recorder.build(variables)
-        recorder.mark_disconnected([grad is not None for grad in grads])
         optimizer, inner = self._optimizer, _inner(self._optimizer)
+        with tf.init_scope():
+            if not recorder.is_built:
+                recorder.build(variables)
+            if not optimizer.built:
+                # The loss scale is a variable from here on.
+                optimizer.build(variables)
+        # A train step may train some of the variables, in its own order.
+        grad_of = dict(zip(map(id, variables), grads, strict=True))
+        grads_of_weights = [grad_of.get(id(weight)) for weight in recorder.weights]
+        recorder.note_trace([g is not None for g in grads_of_weights], loss is not None)
         # Taken now: all three change in `apply`.
         scale = _loss_scale(optimizer)
         learning_rate = tf.cast(tf.convert_to_tensor(inner.learning_rate), tf.float32)
         iterations = tf.convert_to_tensor(inner.iterations.value)
         # `ops.convert_to_tensor` would be read after the update: it is a lazy reference.
-        before = [tf.convert_to_tensor(variable.value) for variable in variables]
+        before = [tf.convert_to_tensor(variable.value) for variable in recorder.weights]
         self._apply(grads, variables)
-        after = [tf.convert_to_tensor(variable.value) for variable in variables]
+        after = [tf.convert_to_tensor(variable.value) for variable in recorder.weights]
         is_skipped = tf.equal(iterations, tf.convert_to_tensor(inner.iterations.value))
         clipping = clipping_of(optimizer)
 
         def measure(in_full: tf.Tensor) -> dict[str, tf.Tensor]:
             weights = [tf.cast(value, tf.float32) for value in before]
             updates = [tf.cast(a, tf.float32) - b for a, b in zip(after, weights, strict=True)]
-            raw = [
-                tf.zeros_like(weight) if grad is None else _dense(grad) / scale
-                for grad, weight in zip(grads, weights, strict=True)
+            unscaled = [
+                tf.zeros_like(weight)
+                if grad is None
+                else _map_values(lambda values: tf.cast(values, tf.float32) / scale, grad)
+                for grad, weight in zip(grads_of_weights, weights, strict=True)
             ]
+            raw = [tf.convert_to_tensor(grad) for grad in unscaled]
             raw_norm = l2_norms(raw)
-            clipped_norm = _clipped_norms(raw, raw_norm, clipping)
+            clipped_norm = _clipped_norms(unscaled, raw_norm, clipping)
             norms = tf.stack(
                 [raw_norm, clipped_norm, l2_norms(updates), l2_norms(weights)], axis=1
             )
             totals = _norm_of_norms(norms)
             in_full |= ~tf.math.is_finite(totals[0])
             step = {
-                "loss": loss,
+                "loss": np.float32(np.nan) if loss is None else loss,
                 **{name: totals[i] for i, name in enumerate(NORMS)},
                 "learning_rate": learning_rate,
                 "loss_scale": scale,
                 "skipped": tf.cast(is_skipped, tf.float32),
             }
-            absent = tf.fill((len(variables), len(MOMENTS)), np.float32(np.nan))
+            absent = tf.fill((len(raw), len(MOMENTS)), np.float32(np.nan))
             return {
                 "norms": norms,
                 "moments": tf.cond(in_full, lambda: moments(raw), lambda: absent),
@@ -344,9 +376,11 @@ class StepHook:
         recorder.record(measure)
 
 
-def _dense(grad: Any) -> tf.Tensor:
-    """A gradient as float32, that of an embedding (IndexedSlices) included."""
-    return tf.cast(tf.convert_to_tensor(grad), tf.float32)
+def _map_values(function: Callable[[tf.Tensor], tf.Tensor], grad: Any) -> Any:
+    """Apply `function` to a gradient; to the rows that are there, if it is an embedding's."""
+    if isinstance(grad, tf.IndexedSlices):
+        return tf.IndexedSlices(function(grad.values), grad.indices, grad.dense_shape)
+    return function(grad)
 
 
 def _loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
@@ -357,13 +391,14 @@ def _loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
 
 
 def _reduce(
-    replicas: tf.distribute.ReplicaContext, grads: list[Any], loss: tf.Tensor
-) -> tuple[list[Any], tf.Tensor]:
+    replicas: tf.distribute.ReplicaContext, grads: list[Any], loss: tf.Tensor | None
+) -> tuple[list[Any], tf.Tensor | None]:
     """Sum over replicas; each loss is already divided by their number."""
-    present = [grad for grad in grads if grad is not None]
-    *reduced, loss = replicas.all_reduce(tf.distribute.ReduceOp.SUM, [*present, loss])
-    remaining = iter(reduced)
-    return [None if grad is None else next(remaining) for grad in grads], loss
+    values = [*grads, loss]
+    present = [value for value in values if value is not None]
+    reduced = iter(replicas.all_reduce(tf.distribute.ReduceOp.SUM, present))
+    *grads, loss = [None if value is None else next(reduced) for value in values]
+    return grads, loss
 
 
 def _without_reduction(inner: keras.optimizers.Optimizer) -> ExitStack:

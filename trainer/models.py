@@ -1,17 +1,15 @@
-"""Build a Keras model from its spec, and describe it before anything is trained."""
+"""Build a Keras model from its spec."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import keras
 import numpy as np
 
 from trainer.config.model_schema import BlockSpec, InitializerSpec, ModelSpec, Regularizer
-from trainer.layers import PlainBlock, ResidualBlock, Shape, build_activation
+from trainer.layers import PlainBlock, ResidualBlock, build_activation
 from trainer.normalization import build_normalization
 
 
@@ -28,6 +26,11 @@ class PixelScaling:
     offset: tuple[float, ...]
 
     @classmethod
+    def identity(cls, channels: int) -> PixelScaling:
+        """Return the scaling that leaves pixels as they are."""
+        return cls((1.0,) * channels, (0.0,) * channels)
+
+    @classmethod
     def of(cls, images: np.ndarray, normalize: str) -> PixelScaling:
         """Return the scaling that `data.normalize` asks for.
 
@@ -38,7 +41,7 @@ class PixelScaling:
         """
         channels = images.shape[-1]
         if normalize == "none":
-            return cls((1.0,) * channels, (0.0,) * channels)
+            return cls.identity(channels)
         if normalize == "unit":
             return cls((1 / 255,) * channels, (0.0,) * channels)
         # Exact integer counts of each level: no float copy of the whole set is made.
@@ -184,53 +187,3 @@ def _head(spec: ModelSpec, x: Any, num_classes: int) -> Any:
         dtype="float32",
         name="head_logits",
     )(x)
-
-
-@dataclass(frozen=True)
-class LayerSummary:
-    """One line of `trainer model`.
-
-    Attributes:
-        path: Place of the layer, such as `stage1_block0/conv1`.
-        kind: Class name.
-        output_shape: Without the batch, such as (16, 16, 32).
-        parameters: Trainable values.
-        multiply_adds: Multiply-adds of convolutions and dense layers for one image.
-    """
-
-    path: str
-    kind: str
-    output_shape: Shape
-    parameters: int
-    multiply_adds: int
-
-
-def summarize(model: keras.Model) -> list[LayerSummary]:
-    """Return one line per layer in order of computation, the insides of blocks included."""
-    return [
-        LayerSummary(
-            path=path,
-            kind=type(layer).__name__,
-            output_shape=tuple(output_shape[1:]),
-            parameters=sum(prod(weight.shape) for weight in layer.trainable_weights),
-            multiply_adds=_multiply_adds(layer, output_shape),
-        )
-        for path, layer, output_shape in _walk(model)
-    ]
-
-
-def _walk(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer, Shape]]:
-    for layer in model.layers:
-        if isinstance(layer, PlainBlock):
-            for inner, _, output_shape in layer.walk(layer.input.shape):
-                yield f"{layer.name}/{inner.name}", inner, output_shape
-        else:
-            yield layer.name, layer, tuple(layer.output.shape)
-
-
-def _multiply_adds(layer: keras.layers.Layer, output_shape: Shape) -> int:
-    """Each output value of a convolution or a dense layer is one sum over its kernel."""
-    if not isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-        return 0
-    positions = prod(int(size or 1) for size in output_shape[1:-1])
-    return int(prod(layer.kernel.shape)) * positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -69,10 +70,12 @@ def resume(run: RunDir, *, command: Sequence[str]) -> RunDir:
         RunDirectoryError: If the run is done, still runs, or has no checkpoint.
         TrainerError: As `train` does.
     """
-    state = run.read_status()["state"]
-    if state in ("done", "running"):
-        why = "is done" if state == "done" else f"still runs (pid {run.read_status()['pid']})"
-        raise RunDirectoryError(f"{run.path}: only a stopped run can be resumed, and this one {why}")
+    status = run.read_status()
+    if status["state"] in ("done", "running"):
+        why = "is done" if status["state"] == "done" else f"still runs (pid {status['pid']})"
+        raise RunDirectoryError(
+            f"{run.path}: only a stopped run can be resumed, and this one {why}"
+        )
     config = load_config(run.config)
     runtime = set_up(config.runtime, config.seed)
     say(runtime.line)
@@ -91,9 +94,7 @@ class _Data:
 
 def _load_data(config: Config) -> _Data:
     split = load_split(config.data, "train", config.seed)
-    train_split, validation = split_off_validation(
-        split, config.data.validation_split, config.seed
-    )
+    train_split, validation = split_off_validation(split, config.data.validation_split, config.seed)
     held_out = 0 if validation is None else validation.num_images
     say(
         f"data: {config.data.source}{' (SYNTHETIC, drawn)' if split.synthetic else ''}, "
@@ -122,7 +123,8 @@ def _run(
         )
     with runtime.scope():
         model = _build_compiled(config, data.train, runtime, epoch_steps)
-    say(f"model: {config.name}, {model.count_params():,} parameters, {epoch_steps} steps an epoch")
+    num_parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
+    say(f"model: {num_parameters:,} trainable parameters, {epoch_steps} steps an epoch")
 
     first_step = 0
     if is_resumed:
@@ -272,9 +274,7 @@ class _Fitting:
 class _Bookkeeping(keras.callbacks.Callback):
     """History, checkpoints and the answer to a signal."""
 
-    def __init__(
-        self, fitting: _Fitting, first_step: int, rows: list[dict[str, float]]
-    ) -> None:
+    def __init__(self, fitting: _Fitting, first_step: int, rows: list[dict[str, float]]) -> None:
         super().__init__()
         self._fitting = fitting
         self._step = first_step
@@ -293,7 +293,8 @@ class _Bookkeeping(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         fit, run = self._fitting.config.fit, self._fitting.run
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        self._rows.append({"epoch": epoch, "step": self._step, "learning_rate": rate, **(logs or {})})
+        row = {"epoch": epoch, "step": self._step, "learning_rate": rate, **(logs or {})}
+        self._rows.append(row)
         write_history(run.history, self._rows)
         is_last = epoch + 1 == fit.epochs
         if is_last or (epoch + 1) % fit.checkpoint_every_epochs == 0:

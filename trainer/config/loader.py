@@ -106,6 +106,6 @@ def _raise(problems: list[Problem]) -> NoReturn:
 
 
 def _by_place(problem: Problem) -> tuple[bool, str, int]:
-    """Files in order of name and line, overrides last and as they were given."""
+    """Files in order of name and line, then overrides."""
     place = problem.place
     return (place.line is None, place.source if place.line else "", place.line or 0)

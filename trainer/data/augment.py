@@ -132,8 +132,8 @@ def _shift(images: tf.Tensor, spec: RandomShift, draw: _Draw) -> tf.Tensor:
             "padding: zero"
         )
     offsets = _draw_integers([tf.shape(images)[0], 2], 2 * pixels + 1, draw.seed()) - pixels
-    # So far outside that the place below is negative, whatever the other axis says.
-    rows = _sources(offsets[:, 0], height, spec.padding, outside=-height)
+    # So far outside that the sum below is negative, whatever the other axis says.
+    rows = _sources(offsets[:, 0], height, spec.padding, outside=-1)
     columns = _sources(offsets[:, 1], width, spec.padding, outside=-height * width)
     black = tf.zeros([channels], images.dtype)
     return _take_pixels(images, rows[:, :, None] * width + columns[:, None, :], black)
@@ -186,13 +186,12 @@ def _take_pixels(images: tf.Tensor, sources: tf.Tensor, fill: tf.Tensor) -> tf.T
 def _mix_up(
     images: tf.Tensor, labels: tf.Tensor, alpha: float, draw: _Draw
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    # Float64: at a small alpha both gammas often underflow float32. Should they still, the
-    # weight is 0, which is an end of the interval where such a beta has all of its mass.
     ours, theirs = (
-        tf.random.stateless_gamma([], draw.seed(name), alpha, dtype=tf.float64)
-        for name in ("ours", "theirs")
+        tf.random.stateless_gamma([], draw.seed(name), alpha) for name in ("ours", "theirs")
     )
-    weight = tf.cast(tf.math.divide_no_nan(ours, ours + theirs), tf.float32)
+    # At a tiny alpha both gammas can underflow to zero. The weight is 0 then, an end of the
+    # interval, and such a beta has nearly all of its mass at the two ends.
+    weight = tf.math.divide_no_nan(ours, ours + theirs)
 
     def blend(values: tf.Tensor) -> tf.Tensor:
         partners = tf.cast(tf.reverse(values, axis=[0]), tf.float32)

@@ -110,13 +110,24 @@ def _read_images(files: list[Path], image_size: tuple[int, int]) -> np.ndarray:
     # The filter is set before the threads start because it belongs to the whole process.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for i, image in enumerate(pool.map(partial(_read_image, image_size=image_size), files)):
+        for i, image in enumerate(pool.map(partial(read_image, image_size=image_size), files)):
             images[i] = image
     return images
 
 
-def _read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
-    """Read one file as `(height, width, 3)`, uint8."""
+def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
+    """Read one image file as RGB, resized.
+
+    Args:
+        path: A PNG, JPEG, BMP or WEBP file of any mode.
+        image_size: Height and width in pixels.
+
+    Returns:
+        Shape (height, width, 3), uint8.
+
+    Raises:
+        DataError: If it is no image, damaged, or too large.
+    """
     height, width = image_size
     try:
         with Image.open(path, formats=_FORMATS) as file:

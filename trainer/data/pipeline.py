@@ -87,7 +87,6 @@ def training_batches(
             lambda step: (epoch, step, indices[step % steps])
         )
 
-    @tf.autograph.experimental.do_not_convert
     def make_batch(
         epoch: tf.Tensor, step: tf.Tensor, indices: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -106,7 +105,11 @@ def training_batches(
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     return (
         epochs.flat_map(batches_of_epoch)
-        .map(make_batch, num_parallel_calls=_THREADS, deterministic=True)
+        .map(
+            tf.autograph.experimental.do_not_convert(make_batch),
+            num_parallel_calls=_THREADS,
+            deterministic=True,
+        )
         .apply(endless)
         .prefetch(_PREFETCHED_BATCHES)
         .with_options(_options())

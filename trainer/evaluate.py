@@ -1,0 +1,175 @@
+"""Evaluate a finished run on the test set, which nothing else ever reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+import trainer.layers  # noqa: F401  (registers the layers that the model file names)
+from trainer.config import Config, load_config
+from trainer.data.sources import Split, load_split
+from trainer.errors import DataError, RunDirectoryError
+from trainer.run_dir import RunDir, read_json, write_json
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """Figures of one class.
+
+    Attributes:
+        name: Of the class.
+        num_images: Of this class in the test set.
+        precision: Share of the images predicted as this class that are of it; 0 if none is.
+        recall: Share of the images of this class that are predicted as it.
+        f1: Harmonic mean of the two.
+    """
+
+    name: str
+    num_images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of the whole test set.
+
+    Attributes:
+        num_images: Every image counts, also those of an incomplete last batch.
+        loss: Mean cross-entropy in nats, without regularizers and label smoothing.
+        accuracy: Share of the images whose most probable class is right.
+        classes: One entry a class.
+        confusion: Images by true class (rows) and predicted class (columns).
+        source: Of the data.
+        synthetic: Whether the images are drawn, not photographed.
+    """
+
+    num_images: int
+    loss: float
+    accuracy: float
+    classes: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    source: str
+    synthetic: bool
+
+
+def load_run_model(run: RunDir) -> keras.Model:
+    """Load `model.keras` of a run, for prediction only.
+
+    Raises:
+        RunDirectoryError: If the run has no model, or the file is damaged.
+    """
+    if not run.model.is_file():
+        state = run.read_status()["state"]
+        raise RunDirectoryError(
+            f"{run.model}: the run has no trained model, it is {state}. "
+            f"Go on with it: trainer train --resume {run.path}"
+        )
+    try:
+        return keras.models.load_model(run.model, compile=False)
+    # Keras and the libraries under it raise nearly anything on a damaged file.
+    except Exception as error:
+        raise RunDirectoryError(f"{run.model}: the model cannot be loaded ({error})") from error
+
+
+def evaluate(run: RunDir) -> Evaluation:
+    """Evaluate a run's model on its test set and write `evaluation.json`.
+
+    Raises:
+        RunDirectoryError: If the run lacks a model.
+        DataError: If the test data are missing or of other classes than the run's.
+    """
+    config = load_config(run.config)
+    model = load_run_model(run)
+    split = load_split(config.data, "test", config.seed)
+    names = read_json(run.data)["class_names"]
+    if list(split.class_names) != names:
+        raise DataError(
+            "the test set must have the classes that the run was trained on. "
+            f"Received: {', '.join(split.class_names)}; trained on {', '.join(names)}"
+        )
+    logits = predict_logits(model, split.images, config.fit.batch_size)
+    evaluation = measure(logits, split, config)
+    write_json(run.evaluation, asdict(evaluation))
+    return evaluation
+
+
+def predict_logits(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return the logits of all images, in order.
+
+    Args:
+        model: From images of 0..255 to logits.
+        images: Shape (num_images, height, width, channels), uint8.
+        batch_size: Images at a time; the last batch may be smaller.
+
+    Returns:
+        Shape (num_images, num_classes), float32.
+    """
+    return np.asarray(model.predict(images, batch_size=batch_size, verbose=0), np.float32)
+
+
+def measure(logits: np.ndarray, split: Split, config: Config) -> Evaluation:
+    """Turn logits of a split into figures.
+
+    Args:
+        logits: Shape (num_images, num_classes).
+        split: The images that the logits are of.
+        config: Of the run.
+    """
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=1, keepdims=True)
+    log_probabilities = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    predicted = logits.argmax(axis=1)
+    num_classes = split.num_classes
+    confusion = np.zeros((num_classes, num_classes), int)
+    np.add.at(confusion, (split.labels, predicted), 1)
+    hits = confusion.diagonal()
+    recall = _share(hits, confusion.sum(axis=1))
+    precision = _share(hits, confusion.sum(axis=0))
+    f1 = _share(2 * precision * recall, precision + recall)
+    return Evaluation(
+        num_images=split.num_images,
+        loss=float(-log_probabilities[np.arange(split.num_images), split.labels].mean()),
+        accuracy=float(np.mean(predicted == split.labels)),
+        classes=tuple(
+            ClassFigures(
+                name, int(confusion[i].sum()), float(precision[i]), float(recall[i]), float(f1[i])
+            )
+            for i, name in enumerate(split.class_names)
+        ),
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        source=config.data.source,
+        synthetic=split.synthetic,
+    )
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """Return the figures as text for people, within 80 columns for ten classes."""
+    what = "SYNTHETIC test images" if evaluation.synthetic else "test images"
+    lines = [
+        f"{evaluation.num_images:,} {what} of {evaluation.source}: "
+        f"accuracy {evaluation.accuracy:.4f}, loss {evaluation.loss:.4f}",
+        "",
+        f"{'class':12} {'images':>7} {'precision':>9} {'recall':>7} {'f1':>7}",
+    ]
+    lines += [
+        f"{c.name[:12]:12} {c.num_images:7,} {c.precision:9.4f} {c.recall:7.4f} {c.f1:7.4f}"
+        for c in evaluation.classes
+    ]
+    if len(evaluation.classes) <= 12:
+        lines += ["", "rows: true class, columns: predicted class"]
+        header: list[Any] = [c.name[:5] for c in evaluation.classes]
+        lines.append(" " * 12 + "".join(f"{name:>6}" for name in header))
+        lines += [
+            f"{c.name[:12]:12}" + "".join(f"{count:6}" for count in row)
+            for c, row in zip(evaluation.classes, evaluation.confusion, strict=True)
+        ]
+    return "\n".join(lines)
