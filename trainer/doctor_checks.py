@@ -212,7 +212,7 @@ def check_cpu(model: str, num_cores: int, bfloat16_flag: str | None) -> Check:
     detail = f"{model}, {num_cores} core{'s' if num_cores > 1 else ''}"
     if bfloat16_flag is None:
         return Check("CPU", "ok", f"{detail}; float32 is fastest")
-    return Check("CPU", "ok", f"{detail}, {bfloat16_flag}: precision: mixed_bfloat16 is faster")
+    return Check("CPU", "ok", f"{detail}, {bfloat16_flag}: precision: mixed_bfloat16 may be faster")
 
 
 def check_memory(memory_gib: tuple[float, float] | None) -> Check:

@@ -17,11 +17,11 @@ from trainer.normalization import build_normalization
 Shape = tuple[int | None, ...]
 
 
-def build_activation(name: str, layer_name: str) -> keras.layers.Layer:
+def build_activation(name: str, layer_name: str, dtype: Any = None) -> keras.layers.Layer:
     """Return an activation layer; PReLU learns one slope per channel."""
     if name == "prelu":
-        return keras.layers.PReLU(shared_axes=[1, 2], name=layer_name)
-    return keras.layers.Activation(name, name=layer_name)
+        return keras.layers.PReLU(shared_axes=[1, 2], name=layer_name, dtype=dtype)
+    return keras.layers.Activation(name, name=layer_name, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable(package="trainer")
@@ -89,7 +89,7 @@ class PlainBlock(keras.layers.Layer):
 
         self.branch = self._build_branch()
         self.last_activation = (
-            None if preactivation else build_activation(activation, f"act{self._num_convs}")
+            None if preactivation else self._build_activation(f"act{self._num_convs}")
         )
 
     @property
@@ -110,8 +110,20 @@ class PlainBlock(keras.layers.Layer):
             kernel_initializer=self.kernel_initializer.clone(),
             bias_initializer=self.bias_initializer.clone(),
             kernel_regularizer=self.kernel_regularizer,
+            dtype=self.dtype_policy,
             name=name,
         )
+
+    def build_normalization(
+        self, name: str, scale_initializer: str = "ones"
+    ) -> keras.layers.Layer | None:
+        """Return one of the block's normalizations, or None if it has none."""
+        return build_normalization(
+            self.normalization, name, scale_initializer, dtype=self.dtype_policy
+        )
+
+    def _build_activation(self, name: str) -> keras.layers.Layer:
+        return build_activation(self.activation, name, dtype=self.dtype_policy)
 
     def _convolution_shapes(self) -> list[tuple[int, int, int]]:
         """(filters, kernel size, strides) of each convolution in order."""
@@ -129,20 +141,24 @@ class PlainBlock(keras.layers.Layer):
             is_last = index == self._num_convs
             convolution = self.build_convolution(*shape, name=f"conv{index}")
             scale = "zeros" if is_last and self.zero_init_last else "ones"
-            norm = build_normalization(self.normalization, f"norm{index}", scale)
+            norm = self.build_normalization(f"norm{index}", scale)
             if self.preactivation:
-                layers += [norm, build_activation(self.activation, f"act{index}")]
+                layers += [norm, self._build_activation(f"act{index}")]
             if is_last and self.dropout:
-                layers.append(keras.layers.Dropout(self.dropout, name="dropout"))
+                layers.append(
+                    keras.layers.Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
+                )
             if is_last and self.spatial_dropout:
                 layers.append(
-                    keras.layers.SpatialDropout2D(self.spatial_dropout, name="spatial_dropout")
+                    keras.layers.SpatialDropout2D(
+                        self.spatial_dropout, dtype=self.dtype_policy, name="spatial_dropout"
+                    )
                 )
             layers.append(convolution)
             if not self.preactivation:
                 layers.append(norm)
                 if not is_last:
-                    layers.append(build_activation(self.activation, f"act{index}"))
+                    layers.append(self._build_activation(f"act{index}"))
         return [layer for layer in layers if layer is not None]
 
     def walk(self, input_shape: Shape) -> Iterator[tuple[keras.layers.Layer, Shape, Shape]]:
@@ -221,7 +237,10 @@ class ResidualBlock(PlainBlock):
         self.stochastic_depth = stochastic_depth
         self.drop_branch = (
             keras.layers.Dropout(
-                stochastic_depth, noise_shape=(None, 1, 1, 1), name="stochastic_depth"
+                stochastic_depth,
+                noise_shape=(None, 1, 1, 1),
+                dtype=self.dtype_policy,
+                name="stochastic_depth",
             )
             if stochastic_depth
             else None
@@ -234,7 +253,7 @@ class ResidualBlock(PlainBlock):
         changes_shape = self.strides != 1 or channels != self.filters
         if changes_shape and self.shortcut == "projection":
             # Without normalization's scale at the end, as the branch has its own.
-            norm = build_normalization(self.normalization, "shortcut_norm")
+            norm = self.build_normalization("shortcut_norm")
             convolution = self.build_convolution(self.filters, 1, self.strides, "shortcut_conv")
             self.projection = [convolution] if self.preactivation or norm is None else [
                 convolution, norm

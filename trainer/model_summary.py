@@ -84,13 +84,13 @@ def expected_shape(data: DataConfig) -> tuple[tuple[int, int, int], int]:
 
 def format_layers(layers: Sequence[LayerSummary]) -> str:
     """Return a table for people, within 80 columns."""
-    lines = [f"{'layer':30} {'kind':20} {'output':>12} {'params':>8} {'mult-adds':>9}"]
+    lines = [f"{'layer':28} {'kind':18} {'output':>12} {'params':>9} {'mult-adds':>9}"]
     for layer in layers:
         shape = "x".join(str(size) for size in layer.output_shape)
         params = f"{layer.parameters:,}" if layer.parameters else ""
         cost = f"{layer.multiply_adds / 1e6:.2f}M" if layer.multiply_adds else ""
         kind = layer.kind.replace("FusedBatchNormalization", "BatchNormalization")
-        lines.append(f"{layer.path:30} {kind[:20]:20} {shape:>12} {params:>8} {cost:>9}")
+        lines.append(f"{layer.path:28} {kind[:18]:18} {shape:>12} {params:>9} {cost:>9}")
     parameters = sum(layer.parameters for layer in layers)
     multiply_adds = sum(layer.multiply_adds for layer in layers)
     lines.append(f"{parameters:,} parameters, {multiply_adds / 1e6:,.1f} million multiply-adds")

@@ -66,7 +66,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def build_normalization(
-    spec: dict[str, Any], name: str, scale_initializer: str = "ones"
+    spec: dict[str, Any], name: str, scale_initializer: str = "ones", dtype: Any = None
 ) -> keras.layers.Layer | None:
     """Return the normalization layer of a spec, or None for `kind: none`.
 
@@ -75,26 +75,22 @@ def build_normalization(
             `config.model_schema` names them.
         name: Name of the layer.
         scale_initializer: Initializer of the scale (gamma).
+        dtype: Keras dtype policy; None is the global one.
 
     Raises:
         ValueError: If `kind` is unknown.
     """
     options = {key: value for key, value in spec.items() if key != "kind"}
+    options |= {"gamma_initializer": scale_initializer, "name": name, "dtype": dtype}
     match spec["kind"]:
         case "batch":
-            return FusedBatchNormalization(
-                gamma_initializer=scale_initializer, name=name, **options
-            )
+            return FusedBatchNormalization(**options)
         case "layer":
             # One group is the normalization over all of an image (Wu and He 2018);
             # Keras' LayerNormalization would normalize each position by itself.
-            return keras.layers.GroupNormalization(
-                groups=1, gamma_initializer=scale_initializer, name=name, **options
-            )
+            return keras.layers.GroupNormalization(groups=1, **options)
         case "group":
-            return keras.layers.GroupNormalization(
-                gamma_initializer=scale_initializer, name=name, **options
-            )
+            return keras.layers.GroupNormalization(**options)
         case "none":
             return None
         case kind:

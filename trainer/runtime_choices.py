@@ -101,7 +101,7 @@ def choose_precision(
     if not compute_capabilities:
         if cpu_bfloat16_flag is None:
             return "float32", "bfloat16 is not faster on this CPU"
-        return "float32", f"this CPU has {cpu_bfloat16_flag}: mixed_bfloat16 would be faster"
+        return "float32", f"this CPU has {cpu_bfloat16_flag}: mixed_bfloat16 may be faster"
     known = [capability for capability in compute_capabilities if capability is not None]
     if len(known) < len(compute_capabilities):
         return "float32", "unknown compute capability"

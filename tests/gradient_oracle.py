@@ -1,0 +1,226 @@
+"""What one training step does to a model, computed slowly and plainly: the oracle.
+
+Gradients come from a bare `tf.GradientTape`, weights from stock Keras, and all arithmetic on
+them is NumPy in float64. Nothing of `trainer.gradient_stats` is used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.config.model_schema import ModelSpec
+from trainer.models import PixelScaling, build_model
+
+IMAGE_SHAPE = (8, 8, 3)
+NUM_CLASSES = 3
+BATCH_SIZE = 8
+NUM_STEPS = 8
+
+Arrays = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train the tiny network."""
+
+    block: str
+    mode: str
+    steps_per_execution: int
+    precision: str
+    clipping: str
+    optimizer: str
+
+    def __str__(self) -> str:
+        return "-".join(
+            (self.block, self.mode, f"spe{self.steps_per_execution}")
+            + (self.precision, self.clipping, self.optimizer)
+        )
+
+
+CLIPPING: dict[str, dict[str, float]] = {
+    # Small enough to shorten some gradients of the tiny network, large enough to leave others.
+    "none": {},
+    "clipnorm": {"clipnorm": 0.5},
+    "global_clipnorm": {"global_clipnorm": 1.5},
+    "clipvalue": {"clipvalue": 0.1},
+}
+
+
+def make_data(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return images of unlike brightness and labels for `NUM_STEPS` batches."""
+    generator = np.random.default_rng(seed)
+    images = generator.normal(size=(NUM_STEPS * BATCH_SIZE, *IMAGE_SHAPE)).astype(np.float32)
+    images *= generator.uniform(0.2, 2, (len(images), 1, 1, 1)).astype(np.float32)
+    return images, generator.integers(0, NUM_CLASSES, len(images)).astype(np.int32)
+
+
+def make_optimizer(kind: str, clipping: dict[str, float]) -> keras.optimizers.Optimizer:
+    if kind == "sgd":
+        schedule = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.9)
+        return keras.optimizers.SGD(schedule, momentum=0.9, **clipping)
+    if kind == "adam":
+        return keras.optimizers.Adam(0.01, **clipping)
+    return keras.optimizers.AdamW(0.01, weight_decay=0.1, **clipping)
+
+
+def make_network(
+    block: str = "residual", normalization: str | dict[str, Any] = "batch", dropout: float = 0.2
+) -> keras.Model:
+    """Return a network of two blocks, one with strides; equal weights at every call."""
+    keras.utils.set_random_seed(1)
+    spec = ModelSpec.model_validate(
+        {
+            "stem": {"filters": 4},
+            "stages": [{"filters": 4, "blocks": 1}, {"filters": 8, "blocks": 1, "strides": 2}],
+            "block": {
+                "kind": block,
+                "normalization": normalization,
+                "kernel_regularizer": {"l2": 0.01},
+                "dropout": dropout,
+            },
+        }
+    )
+    return build_model(spec, IMAGE_SHAPE, NUM_CLASSES, PixelScaling.identity(3))
+
+
+def make_model(case: Case) -> keras.Model:
+    """Return the compiled network of a case."""
+    keras.config.set_dtype_policy(case.precision)
+    try:
+        model = make_network(case.block)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    optimizer = make_optimizer(case.optimizer, CLIPPING[case.clipping])
+    if case.precision == "mixed_float16":
+        # So large that the first steps overflow, and grown again soon: more overflows.
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            optimizer, initial_scale=2.0**20, dynamic_growth_steps=2
+        )
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=case.mode == "eager",
+        jit_compile=case.mode == "xla",
+        steps_per_execution=case.steps_per_execution,
+    )
+    return model
+
+
+def values_of(variables: Sequence[keras.Variable]) -> Arrays:
+    return [variable.numpy() for variable in variables]
+
+
+def assign(variables: Sequence[keras.Variable], values: Arrays) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def l2(arrays: Sequence[np.ndarray]) -> float:
+    """Return the norm of all arrays as one vector."""
+    return float(np.sqrt(sum(np.sum(np.square(a, dtype=np.float64)) for a in arrays)))
+
+
+def clip(grads: Arrays, clipping: dict[str, float]) -> Arrays:
+    """Clip as Keras documents it."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        match clipping:
+            case {"clipnorm": bound}:
+                return [g * min(1.0, bound / max(l2([g]), 1e-300)) for g in grads]
+            case {"global_clipnorm": bound}:
+                return [g * min(1.0, bound / max(l2(grads), 1e-300)) for g in grads]
+            case {"clipvalue": bound}:
+                return [np.clip(g, -bound, bound) for g in grads]
+    return grads
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened in one step; arrays are float64, one per variable."""
+
+    loss: float
+    learning_rate: float
+    loss_scale: float
+    skipped: bool
+    raw: Arrays
+    clipped: Arrays
+    before: Arrays
+    after: Arrays
+
+    @property
+    def is_finite(self) -> bool:
+        return all(np.isfinite(g).all() for g in self.raw)
+
+    def norms(self) -> np.ndarray:
+        """Norms of raw, clipped, update and weight, shape (variables, 4)."""
+        updates = [a - b for a, b in zip(self.after, self.before, strict=True)]
+        columns = (self.raw, self.clipped, updates, self.before)
+        return np.array([[l2([array]) for array in column] for column in columns]).T
+
+    def total_norms(self) -> np.ndarray:
+        updates = [a - b for a, b in zip(self.after, self.before, strict=True)]
+        return np.array([l2(c) for c in (self.raw, self.clipped, updates, self.before)])
+
+    def moments(self) -> np.ndarray:
+        """Mean, deviation, largest magnitude, zeros and non-finite count, (variables, 5)."""
+        with np.errstate(invalid="ignore"):
+            return np.array(
+                [
+                    (g.mean(), g.std(), abs(g).max(), np.mean(g == 0), np.sum(~np.isfinite(g)))
+                    for g in self.raw
+                ]
+            )
+
+
+def train_plainly(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> list[Step]:
+    """Train one pass with stock Keras, a batch at a time, and look at every step."""
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def differentiate(x: Any, y: Any, scale: Any) -> tuple[Any, Any]:
+        with tf.GradientTape() as tape:
+            loss = cross_entropy(y, model(x, training=True)) + tf.add_n(model.losses)
+            scaled = loss * scale
+        return loss, tape.gradient(scaled, model.trainable_variables)
+
+    if not model.run_eagerly:
+        # Compiled as the step is, so that both round alike.
+        differentiate = tf.function(differentiate, jit_compile=model.jit_compile)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+    steps = []
+    for start in range(0, len(images), BATCH_SIZE):
+        x, y = images[start : start + BATCH_SIZE], labels[start : start + BATCH_SIZE]
+        scale = float(getattr(model.optimizer, "dynamic_scale", 1.0))
+        rate = float(inner.learning_rate)
+        before = values_of(model.trainable_variables)
+        state = values_of(model.non_trainable_variables)
+        loss, grads = differentiate(tf.constant(x), tf.constant(y), tf.constant(scale))
+        # The tape's own pass has moved batch statistics and dropout's seed.
+        assign(model.non_trainable_variables, state)
+        model.train_on_batch(x, y)
+        raw = [tf.convert_to_tensor(g).numpy().astype(np.float64) / scale for g in grads]
+        clipping = {
+            name: value
+            for name in ("clipnorm", "global_clipnorm", "clipvalue")
+            if (value := getattr(inner, name)) is not None
+        }
+        steps.append(
+            Step(
+                loss=float(loss),
+                learning_rate=rate,
+                loss_scale=scale,
+                skipped=not all(np.isfinite(g).all() for g in raw),
+                raw=raw,
+                clipped=clip(raw, clipping),
+                before=[value.astype(np.float64) for value in before],
+                after=[v.astype(np.float64) for v in values_of(model.trainable_variables)],
+            )
+        )
+    return steps
