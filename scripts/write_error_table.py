@@ -1,6 +1,6 @@
-"""Write docs/errors.md from the tables that the tests hold the messages against.
+"""Write configs/errors.md from the tables that the tests hold the messages against.
 
-    python scripts/write_error_table.py [FILE]
+Usage: `python scripts/write_error_table.py [FILE]`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def _row(name: str, message: str) -> str:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "errors.md"
-    target.parent.mkdir(exist_ok=True)
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "configs" / "errors.md"
     target.write_text(error_table(), encoding="utf-8")
     print(target)

@@ -37,10 +37,8 @@ class Case:
     optimizer: str
 
     def __str__(self) -> str:
-        return "-".join(
-            (self.block, self.mode, f"spe{self.steps_per_execution}")
-            + (self.precision, self.clipping, self.optimizer)
-        )
+        settings = dict(vars(self), steps_per_execution=f"spe{self.steps_per_execution}")
+        return "-".join(settings.values())
 
 
 CLIPPING: dict[str, dict[str, float]] = {
@@ -177,50 +175,77 @@ class Step:
             )
 
 
-def train_plainly(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> list[Step]:
-    """Train one pass with stock Keras, a batch at a time, and look at every step."""
-    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+class Observer(keras.callbacks.Callback):
+    """Looks at every step of a stock `fit` from outside.
 
-    def differentiate(x: Any, y: Any, scale: Any) -> tuple[Any, Any]:
-        with tf.GradientTape() as tape:
-            loss = cross_entropy(y, model(x, training=True)) + tf.add_n(model.losses)
-            scaled = loss * scale
-        return loss, tape.gradient(scaled, model.trainable_variables)
+    Needs `steps_per_execution=1` and batches that come in their order.
+    """
 
-    if not model.run_eagerly:
-        # Compiled as the step is, so that both round alike.
-        differentiate = tf.function(differentiate, jit_compile=model.jit_compile)
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        super().__init__()
+        self._images, self._labels = images, labels
+        self._found: dict[str, Any] = {}
+        self.steps: list[Step] = []
 
-    steps = []
-    for start in range(0, len(images), BATCH_SIZE):
-        x, y = images[start : start + BATCH_SIZE], labels[start : start + BATCH_SIZE]
+    def on_train_begin(self, logs: Any = None) -> None:
+        model = self.model
+        cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+        def differentiate(x: Any, y: Any, scale: Any) -> tuple[Any, Any]:
+            with tf.GradientTape() as tape:
+                loss = cross_entropy(y, model(x, training=True))
+                if model.losses:
+                    loss += tf.add_n(model.losses)
+                scaled = loss * scale
+            return loss, tape.gradient(scaled, model.trainable_variables)
+
+        if not model.run_eagerly:
+            # Compiled as the step is, so that both round alike.
+            differentiate = tf.function(differentiate, jit_compile=model.jit_compile)
+        self._differentiate = differentiate
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        self._inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        model = self.model
+        rows = slice(batch * BATCH_SIZE, (batch + 1) * BATCH_SIZE)
         scale = float(getattr(model.optimizer, "dynamic_scale", 1.0))
-        rate = float(inner.learning_rate)
         before = values_of(model.trainable_variables)
         state = values_of(model.non_trainable_variables)
-        loss, grads = differentiate(tf.constant(x), tf.constant(y), tf.constant(scale))
+        loss, grads = self._differentiate(
+            tf.constant(self._images[rows]), tf.constant(self._labels[rows]), tf.constant(scale)
+        )
         # The tape's own pass has moved batch statistics and dropout's seed.
         assign(model.non_trainable_variables, state)
-        model.train_on_batch(x, y)
         raw = [tf.convert_to_tensor(g).numpy().astype(np.float64) / scale for g in grads]
         clipping = {
             name: value
             for name in ("clipnorm", "global_clipnorm", "clipvalue")
-            if (value := getattr(inner, name)) is not None
+            if (value := getattr(self._inner, name)) is not None
         }
-        steps.append(
-            Step(
-                loss=float(loss),
-                learning_rate=rate,
-                loss_scale=scale,
-                skipped=not all(np.isfinite(g).all() for g in raw),
-                raw=raw,
-                clipped=clip(raw, clipping),
-                before=[value.astype(np.float64) for value in before],
-                after=[v.astype(np.float64) for v in values_of(model.trainable_variables)],
-            )
-        )
-    return steps
+        self._found = {
+            "loss": float(loss),
+            "learning_rate": float(self._inner.learning_rate),
+            "loss_scale": scale,
+            "skipped": not all(np.isfinite(g).all() for g in raw),
+            "raw": raw,
+            "clipped": clip(raw, clipping),
+            "before": [value.astype(np.float64) for value in before],
+        }
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        after = [v.astype(np.float64) for v in values_of(self.model.trainable_variables)]
+        self.steps.append(Step(**self._found, after=after))
+
+
+def train(
+    model: keras.Model,
+    data: tuple[np.ndarray, np.ndarray],
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Arrays:
+    """Train one pass; return all weights, statistics and seeds, and the optimizer's state."""
+    model.fit(
+        *data, batch_size=BATCH_SIZE, shuffle=False, verbose=0, callbacks=list(callbacks)
+    )
+    return values_of([*model.variables, *model.optimizer.variables])

@@ -54,9 +54,7 @@ def test_help_and_config_errors_do_not_import_tensorflow(tmp_path: Path) -> None
 def test_a_wrong_config_is_one_message_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = call(
-        "config", "check", CONFIG, "--set", "fit.epoch=3", monkeypatch=monkeypatch
-    )
+    code = call("config", "check", CONFIG, "--set", "fit.epoch=3", monkeypatch=monkeypatch)
 
     assert code == 2
     printed = capsys.readouterr()

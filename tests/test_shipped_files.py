@@ -46,4 +46,4 @@ def test_the_table_of_errors_is_that_of_the_tests(monkeypatch: pytest.MonkeyPatc
     from write_error_table import error_table
 
     # Else: python scripts/write_error_table.py
-    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == error_table()
+    assert (ROOT / "configs" / "errors.md").read_text(encoding="utf-8") == error_table()

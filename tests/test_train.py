@@ -139,7 +139,7 @@ def test_a_stopped_run_goes_on_to_bit_identical_weights(
 def test_an_average_of_the_weights_survives_a_stop_inside_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    average = ("optimizer.ema_momentum=0.9", "optimizer.clipnorm=null")
+    average = ("optimizer.ema_momentum=0.9", "fit.checkpoint_every_epochs=2")
     whole = train_tiny(tmp_path, *average)
     stopped = stop_at_step(13, tmp_path / "stopped", monkeypatch, *average)
 
@@ -152,19 +152,19 @@ def stop_at_step(
     step: int, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
 ) -> RunDir:
     """Train in this process and send it a signal before a given step."""
-    from trainer import train as training
+    from trainer import fitting
     from trainer.errors import InterruptedRun
 
     folder.mkdir()
-    original = training._Bookkeeping.on_train_batch_begin
+    original = fitting.Bookkeeping.on_train_batch_begin
 
-    def begin(self: training._Bookkeeping, batch: int, logs: None = None) -> None:
+    def begin(self: fitting.Bookkeeping, batch: int, logs: None = None) -> None:
         if self._step == step:
             signal.raise_signal(signal.SIGINT)
         original(self, batch, logs)
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedRun) as caught:
-        patch.setattr(training._Bookkeeping, "on_train_batch_begin", begin)
+        patch.setattr(fitting.Bookkeeping, "on_train_batch_begin", begin)
         train_tiny(folder, *overrides)
     assert caught.value.exit_code == 130
     (path,) = (folder / "runs").iterdir()
@@ -246,7 +246,9 @@ def test_several_steps_per_execution_train_the_same_weights(run: RunDir, tmp_pat
 
 
 def test_a_run_without_validation_trains(tmp_path: Path) -> None:
-    run = train_tiny(tmp_path, "data.validation_split=0", "fit.epochs=1", "schedule.warmup_epochs=0")
+    run = train_tiny(
+        tmp_path, "data.validation_split=0", "fit.epochs=1", "schedule.warmup_epochs=0"
+    )
 
     assert "val_loss" not in read_history(run.history)[0]
 

@@ -96,7 +96,11 @@ class GradientRecorder(keras.callbacks.Callback):
         self._uninstall()
         self._pending_steps = 0
         self._recorder = StepRecorder(
-            self.window_steps, self.every_steps, self.moments_every_steps, self.first_step
+            self.window_steps,
+            self.every_steps,
+            self.moments_every_steps,
+            self.first_step,
+            can_branch=not model.jit_compile,
         )
         self._writer = None
         with model.distribute_strategy.scope():

@@ -36,46 +36,55 @@ _LARGEST_SQUARABLE = 1.8446743e19
 _STEP_FIELDS = tuple(name for name in STEP_DTYPE.names or () if name != "step")
 
 
-def l2_norms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+def l2_norms(tensors: Sequence[tf.Tensor], can_branch: bool = True) -> tf.Tensor:
     """Return the L2 norm of each tensor, shape (len(tensors),), float32.
 
     One fused pass over each tensor. Where a square would leave the range of
     float32 (norms below 1e-15 or above 1e18, and zeros), a second one in float64.
+
+    Args:
+        tensors: Float32, of any shapes.
+        can_branch: Take all norms in float64 if not.
     """
+
+    def in_float64() -> tf.Tensor:
+        squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64))) for t in tensors]
+        return tf.cast(tf.sqrt(tf.stack(squares)), tf.float32)
+
+    if not can_branch:
+        return in_float64()
     halves = tf.stack([tf.nn.l2_loss(tensor) for tensor in tensors])
     is_safe = (halves > _SMALLEST_SAFE) & (halves < _LARGEST_SAFE)
     norms = tf.sqrt(2.0 * halves)
-
-    def mend() -> tf.Tensor:
-        squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64))) for t in tensors]
-        return tf.where(is_safe, norms, tf.cast(tf.sqrt(tf.stack(squares)), tf.float32))
-
-    return tf.cond(tf.reduce_all(is_safe), lambda: norms, mend)
+    return tf.cond(
+        tf.reduce_all(is_safe), lambda: norms, lambda: tf.where(is_safe, norms, in_float64())
+    )
 
 
 def moments(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return `MOMENTS` of each tensor, shape (len(tensors), len(MOMENTS)), float32.
 
-    The standard deviation is taken about the mean in a second pass; a difference of
-    mean squares would cancel in float32.
+    Each is a reduction of its own, so that XLA can compute it beside the training step
+    without another look at a result. The variance is a difference of means, which float64
+    allows: no square of a float32 leaves its range, and digits are lost only where the
+    deviation is below 1e-7 of the mean, which is where those of float32 end.
     """
     rows = []
     for tensor in tensors:
+        wide = tf.cast(tensor, tf.float64)
+        mean = tf.reduce_mean(wide)
+        variance = tf.reduce_mean(tf.square(wide)) - tf.square(mean)
         max_abs = tf.reduce_max(tf.abs(tensor))
-        # At most 1 in magnitude: no square overflows, and not all of them underflow.
-        scaled = tf.math.divide_no_nan(tensor, max_abs)
-        mean = tf.reduce_mean(scaled)
-        rows.append(
-            [
-                max_abs * mean,
-                max_abs * tf.sqrt(tf.reduce_mean(tf.square(scaled - mean))),
-                # XLA's maximum on a CPU passes over NaN; the mean does not.
-                tf.where(tf.math.is_nan(mean) & tf.math.is_finite(max_abs), mean, max_abs),
-                tf.reduce_mean(tf.cast(tf.equal(tensor, 0), tf.float32)),
-                tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.float32)),
-            ]
-        )
-    return tf.stack([tf.stack(row) for row in rows])
+        row = [
+            mean,
+            tf.sqrt(tf.where(variance < 0, tf.zeros_like(variance), variance)),
+            # XLA's maximum on a CPU passes over NaN; the mean does not.
+            tf.where(tf.math.is_nan(mean) & tf.math.is_finite(max_abs), np.nan, max_abs),
+            tf.reduce_mean(tf.cast(tf.equal(tensor, 0), tf.float32)),
+            tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.float32)),
+        ]
+        rows.append(tf.stack([tf.cast(value, tf.float32) for value in row]))
+    return tf.stack(rows)
 
 
 def clipping_of(optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
@@ -95,18 +104,18 @@ def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 
 
 def _clipped_norms(
-    grads: Sequence[Any], raw_norm: tf.Tensor, clipping: dict[str, float]
+    grads: Sequence[Any], raw_norm: tf.Tensor, clipping: dict[str, float], can_branch: bool
 ) -> tf.Tensor:
     """Norms after clipping, exactly `raw_norm` where clipping changes nothing."""
     if "clipvalue" in clipping:
         bound = clipping["clipvalue"]
         clipped = [_map_values(lambda v: tf.clip_by_value(v, -bound, bound), g) for g in grads]
-        return l2_norms([tf.convert_to_tensor(grad) for grad in clipped])
+        return l2_norms([tf.convert_to_tensor(grad) for grad in clipped], can_branch)
     norm = raw_norm
     sparse = [i for i, grad in enumerate(grads) if isinstance(grad, tf.IndexedSlices)]
     if clipping and sparse:
         # Keras clips by the norm of an embedding's rows before those of one token are added up.
-        row_norms = l2_norms([grads[i].values for i in sparse])
+        row_norms = l2_norms([grads[i].values for i in sparse], can_branch)
         norm = tf.tensor_scatter_nd_update(norm, [[i] for i in sparse], row_norms)
     # Keras divides by the root of a float32 sum of squares, infinite from here on: that
     # leaves 0 of a gradient, and NaN where it is not finite or clipped with all others.
@@ -135,6 +144,9 @@ class StepRecorder:
         moments_every_steps: Record every n-th recorded step in full. Steps with a
             gradient that is not finite are always recorded in full.
         first_step: Number of the first step, for a resumed training.
+        can_branch: False where XLA compiles the step. A conditional makes it fuse, and
+            so round, the training itself otherwise, and wait for the host on a GPU:
+            everything is then computed at every step, needed or not.
     """
 
     def __init__(
@@ -143,10 +155,12 @@ class StepRecorder:
         every_steps: int = 1,
         moments_every_steps: int = 1,
         first_step: int = 0,
+        can_branch: bool = True,
     ) -> None:
         self.window_steps = window_steps
         self.every_steps = every_steps
         self.moments_every_steps = moments_every_steps
+        self.can_branch = can_branch
         self.variables: tuple[VariableInfo, ...] = ()
         self.weights: tuple[keras.Variable, ...] = ()
         self.has_loss = True
@@ -189,19 +203,22 @@ class StepRecorder:
                 (a boolean scalar); returns the rows `norms`, `moments` and `steps`.
         """
         count = tf.convert_to_tensor(self._buffers["count"])
+        is_turn = tf.equal(count % self.every_steps, 0)
         index = count // self.every_steps
 
         def write() -> tf.Tensor:
             rows = measure(tf.equal(index % self.moments_every_steps, 0))
             row = index % self.window_steps
             for name, values in rows.items():
+                if self.every_steps > 1 and not self.can_branch:
+                    values = tf.where(is_turn, values, self._buffers[name][row])
                 _write_row(self._buffers[name], row, values)
             return tf.constant(True)
 
-        if self.every_steps == 1:
-            write()
+        if self.every_steps > 1 and self.can_branch:
+            tf.cond(is_turn, write, lambda: tf.constant(False))
         else:
-            tf.cond(tf.equal(count % self.every_steps, 0), write, lambda: tf.constant(False))
+            write()
         self._buffers["count"].assign(count + 1)
 
     def read(self) -> RecordedSteps:
@@ -352,10 +369,16 @@ class StepHook:
                 for grad, weight in zip(grads_of_weights, weights, strict=True)
             ]
             raw = [tf.convert_to_tensor(grad) for grad in unscaled]
-            raw_norm = l2_norms(raw)
-            clipped_norm = _clipped_norms(unscaled, raw_norm, clipping)
+            can_branch = recorder.can_branch
+            raw_norm = l2_norms(raw, can_branch)
             norms = tf.stack(
-                [raw_norm, clipped_norm, l2_norms(updates), l2_norms(weights)], axis=1
+                [
+                    raw_norm,
+                    _clipped_norms(unscaled, raw_norm, clipping, can_branch),
+                    l2_norms(updates, can_branch),
+                    l2_norms(weights, can_branch),
+                ],
+                axis=1,
             )
             totals = _norm_of_norms(norms)
             in_full |= ~tf.math.is_finite(totals[0])
@@ -369,7 +392,11 @@ class StepHook:
             absent = tf.fill((len(raw), len(MOMENTS)), np.float32(np.nan))
             return {
                 "norms": norms,
-                "moments": tf.cond(in_full, lambda: moments(raw), lambda: absent),
+                "moments": (
+                    tf.cond(in_full, lambda: moments(raw), lambda: absent)
+                    if can_branch
+                    else tf.where(in_full, moments(raw), absent)
+                ),
                 "steps": tf.stack([step[name] for name in _STEP_FIELDS]),
             }
 

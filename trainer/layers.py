@@ -106,7 +106,7 @@ class PlainBlock(keras.layers.Layer):
             strides=strides,
             padding="same",
             use_bias=self.normalization["kind"] == "none",
-            # A copy: one seeded initializer would give equal kernels of equal shape.
+            # A copy: an initializer draws the same values at every call.
             kernel_initializer=self.kernel_initializer.clone(),
             bias_initializer=self.bias_initializer.clone(),
             kernel_regularizer=self.kernel_regularizer,
@@ -215,7 +215,7 @@ class ResidualBlock(PlainBlock):
     Args:
         shortcut: Where strides or channels change the shape: `"padded"` subsamples the
             input and pads it with zero channels (no parameters); `"projection"` is a
-            1x1 convolution with normalization.
+            1x1 convolution, normalized where the branch ends with a normalization.
         stochastic_depth: Rate at which training drops the branch of an image
             (Huang et al. 2016).
         **kwargs: Of `PlainBlock`.
@@ -252,12 +252,13 @@ class ResidualBlock(PlainBlock):
         channels = input_shape[-1]
         changes_shape = self.strides != 1 or channels != self.filters
         if changes_shape and self.shortcut == "projection":
-            # Without normalization's scale at the end, as the branch has its own.
-            norm = self.build_normalization("shortcut_norm")
-            convolution = self.build_convolution(self.filters, 1, self.strides, "shortcut_conv")
-            self.projection = [convolution] if self.preactivation or norm is None else [
-                convolution, norm
+            projection: list[keras.layers.Layer | None] = [
+                self.build_convolution(self.filters, 1, self.strides, "shortcut_conv")
             ]
+            # It ends as the branch does, and a pre-activation branch ends with a convolution.
+            if not self.preactivation:
+                projection.append(self.build_normalization("shortcut_norm"))
+            self.projection = [layer for layer in projection if layer is not None]
             for layer, layer_input_shape, _ in self._walk_projection(input_shape):
                 layer.build(layer_input_shape)
         elif changes_shape and channels is not None and channels > self.filters:

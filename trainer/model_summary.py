@@ -84,13 +84,23 @@ def expected_shape(data: DataConfig) -> tuple[tuple[int, int, int], int]:
 
 def format_layers(layers: Sequence[LayerSummary]) -> str:
     """Return a table for people, within 80 columns."""
-    lines = [f"{'layer':28} {'kind':18} {'output':>12} {'params':>9} {'mult-adds':>9}"]
+    path_width = max(len(layer.path) for layer in layers)
+    # What the other four columns and the gaps between them leave.
+    kind_width = 80 - path_width - len(f" {'':>11} {'':>9} {'':>9} ")
+
+    def line(path: str, kind: str, shape: str, parameters: str, cost: str) -> str:
+        left = f"{path:{path_width}} {kind[:kind_width]:{kind_width}}"
+        return f"{left} {shape:>11} {parameters:>9} {cost:>9}".rstrip()
+
+    lines = [line("layer", "kind", "output", "params", "mult-adds")]
     for layer in layers:
-        shape = "x".join(str(size) for size in layer.output_shape)
-        params = f"{layer.parameters:,}" if layer.parameters else ""
-        cost = f"{layer.multiply_adds / 1e6:.2f}M" if layer.multiply_adds else ""
-        kind = layer.kind.replace("FusedBatchNormalization", "BatchNormalization")
-        lines.append(f"{layer.path:28} {kind[:18]:18} {shape:>12} {params:>9} {cost:>9}")
+        lines.append(line(
+            layer.path,
+            layer.kind.replace("FusedBatchNormalization", "BatchNormalization"),
+            "x".join(str(size) for size in layer.output_shape),
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{layer.multiply_adds / 1e6:.2f}M" if layer.multiply_adds else "",
+        ))
     parameters = sum(layer.parameters for layer in layers)
     multiply_adds = sum(layer.multiply_adds for layer in layers)
     lines.append(f"{parameters:,} parameters, {multiply_adds / 1e6:,.1f} million multiply-adds")

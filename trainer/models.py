@@ -102,7 +102,8 @@ def build_model(
 
 
 def _initializer(spec: InitializerSpec) -> keras.initializers.Initializer:
-    return keras.initializers.get({"class_name": spec.kind, "config": dict(spec.arguments)})
+    # Not through `get`, which wants the value of a Constant that has a default.
+    return getattr(keras.initializers, spec.kind)(**spec.arguments)
 
 
 def _regularizer(spec: Regularizer) -> keras.regularizers.Regularizer | None:

@@ -17,8 +17,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     Same arguments, weights, moving statistics and mixed-precision rule as the
     stock layer; the outputs agree to float rounding. Inputs of shape (batch,
-    height, width, channels) with `axis=-1` take the fused kernel; any other input, a
-    mask, renorm and `synchronized=True` take Keras' own path.
+    height, width, channels) with `axis=-1` and float32 weights take the fused kernel;
+    any other input, a mask, renorm and `synchronized=True` take Keras' own path.
     """
 
     def call(
@@ -30,6 +30,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             and self.scale
             and self.center
             and self.epsilon >= _SMALLEST_FUSED_EPSILON
+            and self.variable_dtype == "float32"
             and mask is None
             and not self.renorm
             and not self.synchronized

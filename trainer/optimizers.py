@@ -45,7 +45,9 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Return the optimizer of a config.
 
-    Under mixed_float16, `compile` wraps it in Keras' `LossScaleOptimizer`.
+    Under mixed_float16, `compile` wraps it in Keras' `LossScaleOptimizer`. A model
+    file of Keras does not say which variables are spared the decay: to train on, build
+    the optimizer anew.
 
     Args:
         config: The `optimizer` section.

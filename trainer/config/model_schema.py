@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 from pydantic import (
     BeforeValidator,
     Field,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -28,8 +29,9 @@ Activation = Literal[
 ]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
-# The arguments that each of Keras' initializers takes besides `seed`, which is
-# always derived from the run's own. A test holds this table against Keras.
+# The arguments that each of Keras' initializers takes besides the axes of einsum
+# kernels and `seed`, which is always derived from the run's own. A test holds this
+# table against Keras.
 INITIALIZERS: dict[str, frozenset[str]] = {
     "constant": frozenset({"value"}),
     "glorot_normal": frozenset(),
@@ -46,6 +48,16 @@ INITIALIZERS: dict[str, frozenset[str]] = {
     "truncated_normal": frozenset({"mean", "stddev"}),
     "variance_scaling": frozenset({"scale", "mode", "distribution"}),
     "zeros": frozenset(),
+}
+# Of these arguments, those that are words and not numbers.
+_WORDS = {
+    "mode": ("fan_in", "fan_out", "fan_avg"),
+    "distribution": ("truncated_normal", "untruncated_normal", "uniform"),
+}
+# Kernels of convolutions have four axes and biases have one, which these cannot fill.
+_UNFIT_INITIALIZERS = {
+    "kernel_initializer": ("identity",),
+    "bias_initializer": ("identity", "orthogonal"),
 }
 
 
@@ -81,6 +93,12 @@ class InitializerSpec(Section):
         if unknown:
             allowed = ", ".join(sorted(INITIALIZERS[self.kind])) or "no arguments"
             raise ValueError(f"{self.kind} takes {allowed}, not {', '.join(unknown)}")
+        for name, value in self.arguments.items():
+            words = _WORDS.get(name)
+            if words and value not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}. Received: {value!r}")
+            if not words and isinstance(value, str):
+                raise ValueError(f"{name} must be a number. Received: {value!r}")
         return self
 
     @model_serializer
@@ -190,6 +208,16 @@ class BlockSpec(Section):
     stochastic_depth: Fraction = 0.0
     """Rate of dropping the last block's branch, growing linearly from the first
     block's (Huang et al. 2016)."""
+
+    @field_validator("kernel_initializer", "bias_initializer")
+    @classmethod
+    def _fits_the_axes(cls, value: InitializerSpec, info: ValidationInfo) -> InitializerSpec:
+        if value.kind in _UNFIT_INITIALIZERS[str(info.field_name)]:
+            raise ValueError(
+                f"{value.kind} makes matrices, and a convolution's kernel has four axes, its "
+                "bias one"
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> BlockSpec:

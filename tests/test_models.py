@@ -1,0 +1,404 @@
+"""Networks against the paper's sizes and sums written by hand."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from trainer.config.model_schema import INITIALIZERS, InitializerSpec, ModelSpec
+from trainer.config.schema import DataConfig
+from trainer.errors import DataError
+from trainer.layers import PlainBlock, ResidualBlock
+from trainer.model_summary import expected_shape, format_layers, summarize
+from trainer.models import PixelScaling, build_model
+
+# Table 6 of He et al. (2016): blocks a stage -> millions of parameters.
+PAPER_SIZES = {3: "0.27", 5: "0.46", 7: "0.66", 9: "0.85", 18: "1.7"}
+SMALL = {"stem": {"filters": 4}, "stages": [{"filters": 4, "blocks": 2}, {"filters": 8, "blocks": 1,
+         "strides": 2}]}
+
+
+@pytest.fixture
+def mixed_bfloat16() -> Iterator[None]:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def spec_of(*, stem: Any = None, head: Any = None, **block: Any) -> ModelSpec:
+    small = {**SMALL, "stem": stem or SMALL["stem"], "head": head or {}}
+    return ModelSpec.model_validate({**small, "block": block})
+
+
+def cifar_spec(blocks: int, kind: str) -> ModelSpec:
+    return ModelSpec.model_validate({
+        "stem": {"filters": 16},
+        "stages": [
+            {"filters": 16, "blocks": blocks},
+            {"filters": 32, "blocks": blocks, "strides": 2},
+            {"filters": 64, "blocks": blocks, "strides": 2},
+        ],
+        "block": {"kind": kind, "shortcut": "padded"},
+    })
+
+
+def built(spec: ModelSpec, image_shape: tuple[int, int, int] = (8, 8, 3)) -> keras.Model:
+    return build_model(spec, image_shape, 10, PixelScaling.identity(image_shape[-1]))
+
+
+def num_trainable(model: keras.Model) -> int:
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
+def random_images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("blocks", PAPER_SIZES)
+def test_a_residual_network_has_the_parameters_of_the_paper(blocks: int) -> None:
+    n = blocks
+    kernels = 9 * (
+        3 * 16 + 2 * n * 16 * 16
+        + 16 * 32 + (2 * n - 1) * 32 * 32
+        + 32 * 64 + (2 * n - 1) * 64 * 64
+    )
+    # A scale and an offset for each channel of the stem and of 2n convolutions a stage.
+    normalizations = 2 * (16 + 2 * n * (16 + 32 + 64))
+    dense = 64 * 10 + 10
+
+    model = built(cifar_spec(n, "residual"), (32, 32, 3))
+    assert num_trainable(model) == kernels + normalizations + dense
+    # The moving mean and variance go along with each scale and offset.
+    assert model.count_params() == kernels + 2 * normalizations + dense
+    decimals = len(PAPER_SIZES[n]) - 2
+    assert f"{num_trainable(model) / 1e6:.{decimals}f}" == PAPER_SIZES[n]
+
+
+def test_a_plain_network_has_as_many_parameters_as_a_residual_one() -> None:
+    shape = (32, 32, 3)
+    plain, residual = built(cifar_spec(3, "plain"), shape), built(cifar_spec(3, "residual"), shape)
+    assert num_trainable(plain) == num_trainable(residual) == 269_722
+
+
+def test_resnet20_multiplies_and_adds_as_often_as_its_kernels_meet_a_position() -> None:
+    kernels_and_positions = [
+        (9 * 3 * 16, 32 * 32),
+        (6 * 9 * 16 * 16, 32 * 32),
+        (9 * 16 * 32 + 5 * 9 * 32 * 32, 16 * 16),
+        (9 * 32 * 64 + 5 * 9 * 64 * 64, 8 * 8),
+        (64 * 10, 1),
+    ]
+    expected = sum(kernel * positions for kernel, positions in kernels_and_positions)
+    layers = summarize(built(cifar_spec(3, "residual"), (32, 32, 3)))
+    assert sum(layer.multiply_adds for layer in layers) == expected == 40_551_040
+
+
+# What plain and residual networks have in common
+
+
+@pytest.mark.parametrize("layout", ["basic", "bottleneck"])
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_plain_and_residual_networks_of_one_seed_start_equal(
+    layout: str, preactivation: bool
+) -> None:
+    models = []
+    for kind in ("plain", "residual"):
+        keras.utils.set_random_seed(5)
+        models.append(built(spec_of(kind=kind, layout=layout, preactivation=preactivation)))
+    plain, residual = models
+    assert [w.path for w in plain.weights] == [w.path for w in residual.weights]
+    for of_plain, of_residual in zip(plain.get_weights(), residual.get_weights(), strict=True):
+        np.testing.assert_array_equal(of_plain, of_residual)
+
+
+def test_the_kind_of_block_is_all_that_differs() -> None:
+    plain, residual = built(spec_of(kind="plain")), built(spec_of(kind="residual"))
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in residual.layers]
+    kinds = [type(model.get_layer("stage0_block0")) for model in (plain, residual)]
+    assert kinds == [PlainBlock, ResidualBlock]
+
+
+# What the spec asks for
+
+
+def test_layers_are_named_by_their_place() -> None:
+    names = [layer.name for layer in built(spec_of()).layers]
+    assert names == [
+        "image", "pixels", "stem_conv", "stem_norm", "stem_act", "stage0_block0", "stage0_block1",
+        "stage1_block0", "head_pool", "head_logits",
+    ]
+
+
+def test_a_preactivation_network_normalizes_once_after_the_last_block() -> None:
+    names = [layer.name for layer in built(spec_of(preactivation=True)).layers]
+    assert "stem_norm" not in names
+    assert names[-4:] == ["head_norm", "head_act", "head_pool", "head_logits"]
+
+
+def test_only_the_first_block_of_a_stage_has_its_strides() -> None:
+    spec = ModelSpec.model_validate({"stages": [{"filters": 16, "blocks": 3, "strides": 2}]})
+    model = built(spec)
+    strides = [model.get_layer(f"stage0_block{index}").strides for index in range(3)]
+    assert strides == [2, 1, 1]
+
+
+def test_stochastic_depth_grows_linearly_to_its_rate_at_the_last_block() -> None:
+    model = built(spec_of(stochastic_depth=0.3))
+    names = ("stage0_block0", "stage0_block1", "stage1_block0")
+    rates = [model.get_layer(name).stochastic_depth for name in names]
+    assert rates == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("stem", "positions"),
+    [({"filters": 4, "strides": 2}, 4), ({"filters": 4, "strides": 2, "pool_size": 2}, 2)],
+)
+def test_the_stem_down_samples_by_strides_and_pooling(stem: dict[str, int], positions: int) -> None:
+    model = built(spec_of(stem=stem))
+    assert model.get_layer("stage0_block0").input.shape[1:] == (positions, positions, 4)
+
+
+@pytest.mark.parametrize(("pooling", "features"), [("average", 8), ("max", 8), ("flatten", 128)])
+def test_the_head_pools_as_asked(pooling: str, features: int) -> None:
+    model = built(spec_of(head={"pooling": pooling, "dropout": 0.5}))
+    logits = model.get_layer("head_logits")
+    assert logits.kernel.shape == (features, 10)
+    before = model.get_layer("head_flatten" if pooling == "flatten" else "head_pool")
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype("float32")
+    reduce = {"average": lambda: x.mean((1, 2)), "max": lambda: x.max((1, 2)),
+              "flatten": lambda: x.reshape(2, -1)}
+    np.testing.assert_allclose(before(x), reduce[pooling](), rtol=1e-5, atol=1e-6)
+
+
+def test_every_kernel_is_regularized_and_nothing_else_is() -> None:
+    l1_l2 = {"l1": 0.01, "l2": 0.02}
+    model = built(
+        spec_of(kernel_regularizer=l1_l2, shortcut="projection", head={"kernel_regularizer": l1_l2})
+    )
+    kernels = [weight.numpy() for weight in model.trainable_weights if weight.name == "kernel"]
+    expected = sum(0.01 * np.abs(k).sum() + 0.02 * (k**2).sum() for k in kernels)
+    assert len(kernels) == 1 + 6 + 1 + 1
+    assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_regularizer_adds_no_loss() -> None:
+    assert built(spec_of()).losses == []
+
+
+@pytest.mark.usefixtures("mixed_bfloat16")
+def test_logits_are_float32_under_mixed_precision() -> None:
+    model = built(spec_of(normalization={"kind": "group", "groups": 4}))
+    images = random_images((2, 8, 8, 3))
+    assert model(images).dtype == "float32"
+    assert model.get_layer("stage1_block0")(np.zeros((1, 8, 8, 4))).dtype == "bfloat16"
+    assert {weight.dtype for weight in model.trainable_weights} == {"float32"}
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_saved_network_computes_the_same_bits_whatever_the_policy_at_loading(
+    policy: str, tmp_path: Path
+) -> None:
+    keras.config.set_dtype_policy(policy)
+    model = build_model(
+        spec_of(dropout=0.1, stochastic_depth=0.2), (8, 8, 3), 10,
+        PixelScaling((0.01, 0.02, 0.03), (-1.0, 0.0, 1.0)),
+    )
+    model.save(tmp_path / "model.keras")
+    keras.config.set_dtype_policy("float32")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    images = random_images((3, 8, 8, 3))
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
+# Initializers
+
+
+def keras_initializers() -> dict[str, frozenset[str]]:
+    """Arguments of each public initializer, but for `seed` and the axes of einsum kernels."""
+    base = keras.initializers.Initializer
+    classes = {kind for kind in vars(keras.initializers).values()
+               if isinstance(kind, type) and issubclass(kind, base) and kind is not base}
+    return {
+        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower():
+            frozenset(inspect.signature(kind).parameters) - {"seed", "input_axes", "output_axes"}
+        for kind in classes
+        # The kernel of a Fourier transform, which no weight of a classifier is.
+        if kind.__name__ != "STFT"
+    }
+
+
+def test_the_table_of_initializers_is_that_of_keras() -> None:
+    assert keras_initializers() == INITIALIZERS
+
+
+def test_an_initializer_gets_the_arguments_of_the_spec() -> None:
+    model = built(spec_of(
+        normalization="none",
+        kernel_initializer={"random_uniform": {"minval": 0.25, "maxval": 0.5}},
+        bias_initializer={"constant": {"value": 0.125}},
+        head={"kernel_initializer": {"identity": {"gain": 3}}},
+    ))
+    for weight in model.trainable_weights:
+        values = weight.numpy()
+        if weight.path.startswith("head_logits"):
+            expected = 3 * np.eye(8, 10) if weight.name == "kernel" else np.zeros(10)
+            np.testing.assert_array_equal(values, expected)
+        elif weight.name == "bias":
+            np.testing.assert_array_equal(values, 0.125)
+        else:
+            assert 0.25 <= values.min() < values.max() <= 0.5
+
+
+@pytest.mark.parametrize("kind", sorted(set(INITIALIZERS) - {"identity"}))
+def test_every_initializer_makes_kernels_and_no_two_random_ones_are_equal(kind: str) -> None:
+    model = built(spec_of(kernel_initializer=kind, head={"kernel_initializer": kind}))
+    kernels = [w.numpy() for w in model.trainable_weights if w.name == "kernel"]
+    assert all(np.isfinite(kernel).all() for kernel in kernels)
+    equal_pairs = [
+        pair for pair in combinations(kernels, 2)
+        if pair[0].shape == pair[1].shape and np.array_equal(*pair)
+    ]
+    is_random = kind not in ("constant", "ones", "zeros")
+    assert bool(equal_pairs) == (not is_random)
+
+
+@pytest.mark.parametrize("kind", sorted(set(INITIALIZERS) - {"identity", "orthogonal"}))
+def test_every_initializer_but_those_of_matrices_makes_biases(kind: str) -> None:
+    built(spec_of(normalization="none", bias_initializer=kind))
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"kernel_initializer": "identity"}, "(?s)kernel_initializer.*identity makes matrices"),
+        ({"bias_initializer": "identity"}, "(?s)bias_initializer.*identity makes matrices"),
+        ({"bias_initializer": "orthogonal"}, "(?s)bias_initializer.*orthogonal makes matrices"),
+    ],
+)
+def test_an_initializer_of_matrices_is_refused_where_there_is_none(
+    block: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        spec_of(**block)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "variance_scaling", "mode": "fan"}, "mode must be one of fan_in, fan_out, fan"),
+        ({"kind": "variance_scaling", "distribution": 3}, "distribution must be .*uniform"),
+        ({"kind": "random_normal", "stddev": "small"}, "stddev must be a number.*'small'"),
+    ],
+)
+def test_an_argument_that_keras_would_refuse_is_refused_in_the_config(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        InitializerSpec.model_validate(arguments)
+
+
+# Pixels
+
+
+def test_pixels_per_channel_have_zero_mean_and_unit_deviation() -> None:
+    images = random_images((50, 4, 4, 3))
+    images[..., 1] //= 4
+    scaling = PixelScaling.of(images, "per_channel")
+    pixels = images.astype("float64").reshape(-1, 3)
+    mean, deviation = pixels.mean(axis=0), pixels.std(axis=0)
+    np.testing.assert_allclose(scaling.scale, 1 / deviation, rtol=1e-12)
+    np.testing.assert_allclose(scaling.offset, -mean / deviation, rtol=1e-12)
+
+
+def test_a_channel_of_one_value_becomes_zero() -> None:
+    images = np.full((5, 2, 2, 1), 7, np.uint8)
+    scaling = PixelScaling.of(images, "per_channel")
+    assert 7 * scaling.scale[0] + scaling.offset[0] == 0
+
+
+@pytest.mark.parametrize(("normalize", "largest"), [("unit", 1.0), ("none", 255.0)])
+def test_pixels_without_statistics_keep_zero_at_zero(normalize: str, largest: float) -> None:
+    scaling = PixelScaling.of(random_images((2, 2, 2, 3)), normalize)
+    assert scaling.offset == (0, 0, 0)
+    assert np.multiply(255, scaling.scale) == pytest.approx([largest] * 3)
+
+
+def test_the_model_scales_its_pixels_itself() -> None:
+    scaling = PixelScaling((0.5, 1.0, 2.0), (1.0, 0.0, -1.0))
+    model = build_model(spec_of(), (8, 8, 3), 10, scaling)
+    images = random_images((2, 8, 8, 3))
+    np.testing.assert_allclose(
+        model.get_layer("pixels")(images),
+        images * np.float32([0.5, 1, 2]) + np.float32([1, 0, -1]),
+    )
+
+
+# The summary
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {},
+        {"shortcut": "projection", "activation": "prelu"},
+        {"layout": "bottleneck", "preactivation": True, "shortcut": "projection", "dropout": 0.1},
+        {"normalization": "none", "stochastic_depth": 0.2},
+    ],
+)
+def test_the_summary_accounts_for_every_parameter(block: dict[str, Any]) -> None:
+    model = built(spec_of(**block))
+    layers = summarize(model)
+    assert sum(layer.parameters for layer in layers) == num_trainable(model)
+    by_path = {layer.path: layer for layer in layers}
+    assert len(by_path) == len(layers)
+    assert by_path["stage1_block0/conv1"].output_shape == (
+        (4, 4, 8) if block.get("layout") != "bottleneck" else (8, 8, 2)
+    )
+
+
+def test_the_summary_counts_the_projection_at_the_resolution_of_its_output() -> None:
+    by_path = {layer.path: layer for layer in summarize(built(spec_of(shortcut="projection")))}
+    shortcut = by_path["stage1_block0/shortcut_conv"]
+    assert (shortcut.output_shape, shortcut.parameters) == ((4, 4, 8), 4 * 8)
+    assert shortcut.multiply_adds == 4 * 8 * 4 * 4
+    assert "stage0_block0/shortcut_conv" not in by_path
+
+
+def test_the_table_fits_80_columns_and_ends_with_the_sums() -> None:
+    spec = spec_of(shortcut="projection", layout="bottleneck", spatial_dropout=0.1)
+    lines = format_layers(summarize(built(spec, (224, 224, 3)))).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["layer", "kind", "output", "params", "mult-adds"]
+    assert re.fullmatch(r"[\d,]+ parameters, [\d,.]+ million multiply-adds", lines[-1])
+    (row,) = [line for line in lines if line.startswith("stem_norm")]
+    assert row.split() == ["stem_norm", "BatchNormalization", "224x224x4", "8"]
+
+
+@pytest.mark.parametrize("source", ["cifar10", "shapes"])
+def test_a_built_in_source_needs_no_images_to_be_described(source: str) -> None:
+    assert expected_shape(DataConfig(source=source)) == ((32, 32, 3), 10)
+
+
+def test_the_folders_of_a_directory_tell_the_number_of_classes(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "owl", ".cache"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    (tmp_path / "train" / "notes.txt").touch()
+    data = DataConfig(source="directory", path=str(tmp_path), image_size=(20, 30))
+    assert expected_shape(data) == ((20, 30, 3), 3)
+
+
+def test_a_directory_that_is_absent_is_named(tmp_path: Path) -> None:
+    data = DataConfig(source="directory", path=str(tmp_path / "gone"), image_size=(20, 30))
+    with pytest.raises(DataError, match="gone"):
+        expected_shape(data)

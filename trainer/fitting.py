@@ -1,0 +1,204 @@
+"""Run `fit` so that a training can stop at any step and go on from it.
+
+Keras' `fit` begins at an epoch. Here a first, shorter call finishes an epoch that was
+interrupted, a second one trains the rest, and a signal ends either between two steps,
+after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import keras
+
+from trainer.callbacks import GradientRecorder
+from trainer.checkpoint import restore_latest, save_checkpoint
+from trainer.config import Config
+from trainer.data.pipeline import evaluation_batches, training_batches
+from trainer.data.sources import Split
+from trainer.errors import InterruptedRun
+from trainer.gradient_stats import StepHook
+from trainer.progress import EpochLines, say
+from trainer.run_dir import RunDir, read_history, write_history
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on and is validated with."""
+
+    train: Split
+    validation: Split | None
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """One compiled model and what it is trained on.
+
+    Attributes:
+        config: Of the run.
+        run: Where history, gradient log and checkpoints go.
+        data: Training and validation images.
+        model: Compiled, and its optimizer built.
+        epoch_steps: Steps of an epoch.
+    """
+
+    config: Config
+    run: RunDir
+    data: TrainingData
+    model: keras.Model
+    epoch_steps: int
+
+    def fit_from(self, first_step: int) -> None:
+        """Train from a step, inside an epoch too, to the end of the last epoch."""
+        epoch, offset = divmod(first_step, self.epoch_steps)
+        rows = read_history(self.run.history)[:epoch]
+        if offset:
+            # The rest of the interrupted epoch. `fit` ends by putting the average of the
+            # weights in their place where one is kept: go back to what trains.
+            self._fit(first_step, epoch, epoch + 1, self.epoch_steps - offset, rows)
+            epoch += 1
+            if epoch < self.config.fit.epochs:
+                restore_latest(self.run.checkpoints, self.model)
+        if epoch < self.config.fit.epochs:
+            first_step = epoch * self.epoch_steps
+            self._fit(first_step, epoch, self.config.fit.epochs, self.epoch_steps, rows)
+
+    def _fit(
+        self, first_step: int, epoch: int, end_epoch: int, steps: int, rows: list[dict[str, float]]
+    ) -> None:
+        config, split = self.config, self.data.train
+        batches = training_batches(
+            split.images,
+            split.labels,
+            split.num_classes,
+            batch_size=config.fit.batch_size,
+            seed=config.seed,
+            augment=config.data.augment,
+            first_step=first_step,
+        )
+        recorder = self._recorder(first_step)
+        bookkeeping = Bookkeeping(self, first_step, end_epoch, rows)
+        lines = EpochLines(config.fit.epochs, config.fit.batch_size)
+        hook = StepHook(self.model.optimizer, None)
+        if recorder is None and self.model.distribute_strategy.num_replicas_in_sync > 1:
+            hook.install()
+        try:
+            with _signals(bookkeeping.note_signal):
+                self.model.fit(
+                    batches,
+                    steps_per_epoch=steps,
+                    initial_epoch=epoch,
+                    epochs=end_epoch,
+                    validation_data=self._validation_batches(),
+                    callbacks=[c for c in (recorder, lines, bookkeeping) if c is not None],
+                    shuffle=False,
+                    verbose=0,
+                )
+        finally:
+            lines.close()
+            hook.remove()
+            if recorder is not None:
+                recorder.on_error = "warn"
+                recorder.close()
+
+    def _recorder(self, first_step: int) -> GradientRecorder | None:
+        gradients = self.config.gradients
+        if not gradients.record:
+            return None
+        return GradientRecorder(
+            self.run.gradients,
+            window_steps=gradients.window_steps,
+            every_steps=gradients.every_steps,
+            moments_every_steps=gradients.moments_every_steps,
+            on_error=gradients.on_error,
+            first_step=first_step,
+            warn=say,
+        )
+
+    def _validation_batches(self) -> Any:
+        split = self.data.validation
+        if split is None:
+            return None
+        return evaluation_batches(
+            split.images,
+            split.labels,
+            split.num_classes,
+            batch_size=self.config.fit.batch_size,
+            num_replicas=self.model.distribute_strategy.num_replicas_in_sync,
+        )
+
+
+class Bookkeeping(keras.callbacks.Callback):
+    """History, checkpoints and the answer to a signal."""
+
+    def __init__(
+        self, fitting: Fitting, first_step: int, end_epoch: int, rows: list[dict[str, float]]
+    ) -> None:
+        super().__init__()
+        self._fitting = fitting
+        self._step = first_step
+        self._end_epoch = end_epoch
+        self._rows = rows
+        self._signal: int | None = None
+
+    def note_signal(self, number: int) -> None:
+        """Remember a signal; the training stops before its next step."""
+        self._signal = number
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if self._signal is not None:
+            self._stop()
+        self._step += self.model.steps_per_execution
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        fit, run = self._fitting.config.fit, self._fitting.run
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        row = {"epoch": epoch, "step": self._step, "learning_rate": rate, **(logs or {})}
+        self._rows.append(row)
+        write_history(run.history, self._rows)
+        # At the end of `fit` too: it is from there that the next call of it goes on.
+        is_due = (epoch + 1) % fit.checkpoint_every_epochs == 0
+        if is_due or epoch + 1 == self._end_epoch:
+            save_checkpoint(run.checkpoints, self.model, self._step)
+        if self._signal is not None and epoch + 1 < fit.epochs:
+            self._stop()
+
+    def _stop(self) -> None:
+        run = self._fitting.run
+        save_checkpoint(run.checkpoints, self.model, self._step)
+        assert self._signal is not None
+        raise InterruptedRun(
+            self._signal,
+            f"interrupted by {signal.Signals(self._signal).name} after step {self._step}; "
+            f"go on with: trainer train --resume {run.path}",
+        )
+
+
+@contextmanager
+def _signals(note: Callable[[int], None]) -> Iterator[None]:
+    """Pass SIGINT and SIGTERM to `note` once; a second one acts as it always does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, previous[each])
+        say(f"{signal.Signals(number).name}: saving a checkpoint (once more to stop at once)")
+        note(number)
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, previous[number])
