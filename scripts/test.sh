@@ -14,6 +14,7 @@ step() {
 
 if (($# == 0)); then
   step ruff check
+  step ruff format --check
   step mypy
 fi
 step pytest "$@"

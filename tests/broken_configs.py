@@ -43,18 +43,12 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a tab indents",
-        text=(
-            "model:\n"
-            "\tstages: []\n"
-        ),
+        text=("model:\n\tstages: []\n"),
         message="broken.yaml:2: not valid YAML: a tab cannot indent. Use spaces",
     ),
     BrokenConfig(
         name="a bracket is not closed",
-        text=MODEL + (
-            "fit: {epochs: 3\n"
-            "seed: 1\n"
-        ),
+        text=MODEL + ("fit: {epochs: 3\nseed: 1\n"),
         message=(
             "broken.yaml:3: not valid YAML: while parsing a flow mapping that begins in line 2, "
             "expected ',' or '}', but got ':'"
@@ -67,10 +61,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="there are two documents",
-        text=MODEL + (
-            "---\n"
-            "seed: 1\n"
-        ),
+        text=MODEL + ("---\nseed: 1\n"),
         message=(
             "broken.yaml:2: not valid YAML: expected a single document in the stream, but found "
             "another document"
@@ -83,14 +74,9 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a key is written twice",
-        text=MODEL + (
-            "fit:\n"
-            "  epochs: 3\n"
-            "  epochs: 5\n"
-        ),
+        text=MODEL + ("fit:\n  epochs: 3\n  epochs: 5\n"),
         message=(
-            "broken.yaml:4: fit.epochs: duplicate key, first written in line 3. Remove one of "
-            "them"
+            "broken.yaml:4: fit.epochs: duplicate key, first written in line 3. Remove one of them"
         ),
     ),
     BrokenConfig(
@@ -108,18 +94,14 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a merge key",
-        text=MODEL + (
-            "fit: &a {epochs: 3}\n"
-            "<<: {seed: 1}\n"
-        ),
+        text=MODEL + ("fit: &a {epochs: 3}\n<<: {seed: 1}\n"),
         message="broken.yaml:3: merge keys (<<) are not read. Repeat the keys",
     ),
     BrokenConfig(
         name="an alias inside of its anchor",
         text="model: &a {stages: [*a]}\n",
         message=(
-            "broken.yaml: values are nested too deeply, or an alias stands inside of its own "
-            "anchor"
+            "broken.yaml: values are nested too deeply, or an alias stands inside of its own anchor"
         ),
     ),
     BrokenConfig(
@@ -129,21 +111,12 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a key is missing in a list item",
-        text=(
-            "model:\n"
-            "  stages:\n"
-            "    - {filters: 8, blocks: 1}\n"
-            "    - {filters: 16}\n"
-        ),
+        text=("model:\n  stages:\n    - {filters: 8, blocks: 1}\n    - {filters: 16}\n"),
         message="broken.yaml:4: model.stages[1].blocks: missing key",
     ),
     BrokenConfig(
         name="an unknown key",
-        text=MODEL + (
-            "optimizer:\n"
-            "  kind: adam\n"
-            "  learning_rat: 0.1\n"
-        ),
+        text=MODEL + ("optimizer:\n  kind: adam\n  learning_rat: 0.1\n"),
         message=(
             "broken.yaml:4: optimizer.learning_rat: unknown key. Did you mean 'learning_rate'? "
             "Known keys: kind, learning_rate, clipnorm, global_clipnorm, clipvalue, "
@@ -152,11 +125,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="an abbreviated key",
-        text=MODEL + (
-            "optimizer:\n"
-            "  kind: sgd\n"
-            "  lr: 0.1\n"
-        ),
+        text=MODEL + ("optimizer:\n  kind: sgd\n  lr: 0.1\n"),
         message=(
             "broken.yaml:4: optimizer.lr: unknown key. Did you mean 'learning_rate'? Known keys: "
             "kind, learning_rate, clipnorm, global_clipnorm, clipvalue, weight_decay, "
@@ -173,11 +142,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="an option of another kind",
-        text=MODEL + (
-            "schedule:\n"
-            "  kind: constant\n"
-            "  final_fraction: 0.1\n"
-        ),
+        text=MODEL + ("schedule:\n  kind: constant\n  final_fraction: 0.1\n"),
         message=(
             "broken.yaml:4: schedule.final_fraction: unknown key. Known keys: kind, "
             "warmup_epochs, warmup_steps"
@@ -213,12 +178,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a word out of a fixed list",
-        text=(
-            "model:\n"
-            "  stages: [{filters: 8, blocks: 1}]\n"
-            "  block:\n"
-            "    kind: residul\n"
-        ),
+        text=("model:\n  stages: [{filters: 8, blocks: 1}]\n  block:\n    kind: residul\n"),
         message=(
             "broken.yaml:4: model.block.kind: must be one of plain, residual. Received: "
             "'residul'. Did you mean 'residual'?"
@@ -261,11 +221,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a number out of range",
-        text=MODEL + (
-            "optimizer:\n"
-            "  kind: adam\n"
-            "  beta_1: 1\n"
-        ),
+        text=MODEL + ("optimizer:\n  kind: adam\n  beta_1: 1\n"),
         message="broken.yaml:4: optimizer.beta_1: must be less than 1. Received: 1",
     ),
     BrokenConfig(
@@ -325,18 +281,12 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a list that is a mapping",
-        text=(
-            "model:\n"
-            "  stages: {filters: 8, blocks: 1}\n"
-        ),
+        text=("model:\n  stages: {filters: 8, blocks: 1}\n"),
         message="broken.yaml:2: model.stages: must be a list. Received: {filters: 8, blocks: 1}",
     ),
     BrokenConfig(
         name="an empty list",
-        text=(
-            "model:\n"
-            "  stages: []\n"
-        ),
+        text=("model:\n  stages: []\n"),
         message="broken.yaml:2: model.stages: must have at least one item. Received: []",
     ),
     BrokenConfig(
@@ -351,12 +301,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="an unknown name in a list",
-        text=MODEL + (
-            "data:\n"
-            "  augment:\n"
-            "    - horizontal_flip\n"
-            "    - random_shft\n"
-        ),
+        text=MODEL + ("data:\n  augment:\n    - horizontal_flip\n    - random_shft\n"),
         message=(
             "broken.yaml:5: data.augment[1]: must be one of horizontal_flip, random_shift, "
             "cutout, mixup. Received: 'random_shft'. Did you mean 'random_shift'?"
@@ -364,11 +309,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="an unknown name with options",
-        text=MODEL + (
-            "data:\n"
-            "  augment:\n"
-            "    - random_shft: {pixels: 4}\n"
-        ),
+        text=MODEL + ("data:\n  augment:\n    - random_shft: {pixels: 4}\n"),
         message=(
             "broken.yaml:4: data.augment[0]: must be one of horizontal_flip, random_shift, "
             "cutout, mixup. Received: 'random_shft'. Did you mean 'random_shift'?"
@@ -376,13 +317,8 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a wrong option below a name",
-        text=MODEL + (
-            "data:\n"
-            "  augment:\n"
-            "    - horizontal_flip\n"
-            "    - random_shift:\n"
-            "        pixels: -4\n"
-        ),
+        text=MODEL
+        + ("data:\n  augment:\n    - horizontal_flip\n    - random_shift:\n        pixels: -4\n"),
         message=(
             "broken.yaml:6: data.augment[1].random_shift.pixels: must be greater than 0. "
             "Received: -4"
@@ -390,22 +326,12 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a wrong option beside a kind",
-        text=MODEL + (
-            "data:\n"
-            "  augment:\n"
-            "    - kind: random_shift\n"
-            "      pixels: -4\n"
-        ),
+        text=MODEL + ("data:\n  augment:\n    - kind: random_shift\n      pixels: -4\n"),
         message="broken.yaml:5: data.augment[0].pixels: must be greater than 0. Received: -4",
     ),
     BrokenConfig(
         name="an option that is not indented below its name",
-        text=MODEL + (
-            "data:\n"
-            "  augment:\n"
-            "    - random_shift:\n"
-            "      pixels: 4\n"
-        ),
+        text=MODEL + ("data:\n  augment:\n    - random_shift:\n      pixels: 4\n"),
         message=(
             "broken.yaml:4: data.augment[0]: missing key 'kind', one of horizontal_flip, "
             "random_shift, cutout, mixup. The options of random_shift are written {random_shift: "
@@ -414,11 +340,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="two names in one list item",
-        text=MODEL + (
-            "data:\n"
-            "  augment:\n"
-            "    - {mixup: {}, cutout: {}}\n"
-        ),
+        text=MODEL + ("data:\n  augment:\n    - {mixup: {}, cutout: {}}\n"),
         message=(
             "broken.yaml:4: data.augment[0]: must be one of horizontal_flip, random_shift, "
             "cutout, mixup. Received: mixup and cutout in one mapping"
@@ -427,9 +349,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     BrokenConfig(
         name="an unknown initializer",
         text=(
-            "model:\n"
-            "  stages: [{filters: 8, blocks: 1}]\n"
-            "  block: {kernel_initializer: he_norml}\n"
+            "model:\n  stages: [{filters: 8, blocks: 1}]\n  block: {kernel_initializer: he_norml}\n"
         ),
         message=(
             "broken.yaml:3: model.block.kernel_initializer: must be one of constant, "
@@ -495,11 +415,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="groups that do not divide the filters",
-        text=(
-            "model:\n"
-            "  stages: [{filters: 12, blocks: 1}]\n"
-            "  block: {normalization: group}\n"
-        ),
+        text=("model:\n  stages: [{filters: 12, blocks: 1}]\n  block: {normalization: group}\n"),
         message=(
             "broken.yaml:1: model: the groups of a group normalization must divide the channels "
             "they are taken from. Received: groups=8, 12 channels in stage 0"
@@ -534,10 +450,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a shift across the whole image",
-        text=MODEL + (
-            "data:\n"
-            "  augment: [{random_shift: {pixels: 32}}]\n"
-        ),
+        text=MODEL + ("data:\n  augment: [{random_shift: {pixels: 32}}]\n"),
         message=(
             "broken.yaml:3: data.augment[0].random_shift.pixels: must be less than the side of "
             "the image. Received: pixels=32, an image of 32x32 pixels"
@@ -545,10 +458,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a square larger than the image",
-        text=MODEL + (
-            "data:\n"
-            "  augment: [{kind: cutout, size: 33}]\n"
-        ),
+        text=MODEL + ("data:\n  augment: [{kind: cutout, size: 33}]\n"),
         message=(
             "broken.yaml:3: data.augment[0].size: must not be more than the side of the image. "
             "Received: size=33, an image of 32x32 pixels"
@@ -556,7 +466,8 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="fewer drawn images than classes",
-        text=MODEL + (
+        text=MODEL
+        + (
             "data: {source: shapes, train_size: 9, test_size: 9, validation_split: 0}\n"
             "fit: {batch_size: 1}\n"
         ),
@@ -569,10 +480,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a validation split that leaves nothing to validate on",
-        text=MODEL + (
-            "data: {source: shapes, train_size: 40}\n"
-            "fit: {batch_size: 4}\n"
-        ),
+        text=MODEL + ("data: {source: shapes, train_size: 40}\nfit: {batch_size: 4}\n"),
         message=(
             "broken.yaml:2: data.validation_split: must leave images of each class for "
             "validation; 0 turns validation off. Received: 0.1 of 4 images a class, which is 0"
@@ -580,10 +488,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a validation split that leaves nothing to train on",
-        text=MODEL + (
-            "data: {validation_split: 0.9999}\n"
-            "fit: {batch_size: 1}\n"
-        ),
+        text=MODEL + ("data: {validation_split: 0.9999}\nfit: {batch_size: 1}\n"),
         message=(
             "broken.yaml:2: data.validation_split: must leave images of each class for training; "
             "0 turns validation off. Received: 0.9999 of 5000 images a class, which is 5000"
@@ -591,7 +496,8 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a batch larger than the data",
-        text=MODEL + (
+        text=MODEL
+        + (
             "data: {source: shapes, train_size: 100, validation_split: 0.2}\n"
             "fit: {batch_size: 128}\n"
         ),
@@ -610,10 +516,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a warm-up longer than the run",
-        text=MODEL + (
-            "schedule: {kind: cosine, warmup_epochs: 5}\n"
-            "fit: {epochs: 3}\n"
-        ),
+        text=MODEL + ("schedule: {kind: cosine, warmup_epochs: 5}\nfit: {epochs: 3}\n"),
         message=(
             "broken.yaml:2: schedule.warmup_epochs: must not be longer than the run. Received: "
             "warmup_epochs=5, fit.epochs=3"
@@ -621,10 +524,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a warm-up of more steps than the run",
-        text=MODEL + (
-            "schedule: {kind: cosine, warmup_steps: 352}\n"
-            "fit: {epochs: 1}\n"
-        ),
+        text=MODEL + ("schedule: {kind: cosine, warmup_steps: 352}\nfit: {epochs: 1}\n"),
         message=(
             "broken.yaml:2: schedule.warmup_steps: must not be longer than the run. Received: "
             "warmup_steps=352, a run of 351 steps"
@@ -632,12 +532,8 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="a boundary behind the last epoch",
-        text=MODEL + (
-            "schedule:\n"
-            "  kind: step\n"
-            "  boundary_epochs: [10, 20, 30]\n"
-            "fit: {epochs: 20}\n"
-        ),
+        text=MODEL
+        + ("schedule:\n  kind: step\n  boundary_epochs: [10, 20, 30]\nfit: {epochs: 20}\n"),
         message=(
             "broken.yaml:4: schedule.boundary_epochs[1]: must lie before the end of the run, or "
             "it never takes effect. Received: 20, fit.epochs=20\n"
@@ -695,51 +591,30 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     ),
     BrokenConfig(
         name="an error in the base",
-        text=(
-            "extends: base.yaml\n"
-            "seed: -1\n"
-        ),
+        text=("extends: base.yaml\nseed: -1\n"),
         message=(
             "base.yaml:3: model.stages[0].filters: must be greater than 0. Received: 0\n"
             "broken.yaml:2: seed: must be greater than or equal to 0. Received: -1"
         ),
-        base=(
-            "model:\n"
-            "  stages:\n"
-            "    - {filters: 0, blocks: 1}\n"
-        ),
+        base=("model:\n  stages:\n    - {filters: 0, blocks: 1}\n"),
     ),
     BrokenConfig(
         name="a clash of the file with its base",
-        text=(
-            "extends: base.yaml\n"
-            "optimizer:\n"
-            "  clipvalue: 1\n"
-        ),
+        text=("extends: base.yaml\noptimizer:\n  clipvalue: 1\n"),
         message=(
             "broken.yaml:2: optimizer: only one kind of clipping can be set. Received: clipnorm, "
             "clipvalue"
         ),
-        base=MODEL + (
-            "optimizer:\n"
-            "  kind: adam\n"
-            "  clipnorm: 1\n"
-        ),
+        base=MODEL + ("optimizer:\n  kind: adam\n  clipnorm: 1\n"),
     ),
     BrokenConfig(
         name="a base that extends another file",
-        text=(
-            "seed: 1\n"
-            "extends: base.yaml\n"
-        ),
+        text=("seed: 1\nextends: base.yaml\n"),
         message=(
             "broken.yaml:2: extends: must name a file that extends no other, and base.yaml:2 "
             "does. Extend that file's base, or copy its keys"
         ),
-        base=(
-            "# a comment\n"
-            "extends: other.yaml\n"
-        ),
+        base=("# a comment\nextends: other.yaml\n"),
     ),
     BrokenConfig(
         name="a base that does not exist",
@@ -769,7 +644,10 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
             "Known keys: kind, learning_rate, clipnorm, global_clipnorm, clipvalue, "
             "weight_decay, ema_momentum, beta_1, beta_2, epsilon"
         ),
-        overrides=("optimizer={kind: adam}", "optimizer.lr=3",),
+        overrides=(
+            "optimizer={kind: adam}",
+            "optimizer.lr=3",
+        ),
     ),
     BrokenConfig(
         name="an override with a wrong value",
@@ -845,6 +723,9 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
             "'ema_momentum'? Known keys: kind, learning_rate, clipnorm, global_clipnorm, "
             "clipvalue, weight_decay, ema_momentum, beta_1, beta_2, epsilon"
         ),
-        overrides=("optimizer.kind=adam", "optimizer.momentum=0.9",),
+        overrides=(
+            "optimizer.kind=adam",
+            "optimizer.momentum=0.9",
+        ),
     ),
 )

@@ -162,9 +162,7 @@ _WANTED = (
     "a folder with data_batch_1 to data_batch_5 and test_batch (Python layout), or with "
     "data_batch_1.bin to data_batch_5.bin and test_batch.bin (binary layout)"
 )
-_AGAIN = (
-    "Unpack the archive again, or download it afresh from https://www.cs.toronto.edu/~kriz/cifar.html"
-)
+_AGAIN = "Unpack the archive again, or download it afresh from https://www.cs.toronto.edu/~kriz/cifar.html"
 
 BROKEN_DATA = (
     BrokenData(
@@ -337,8 +335,7 @@ BROKEN_DATA = (
     BrokenData(
         "directory: a truncated image",
         _images_and("train/dog/2.jpg", _half_a_photo),
-        "{path}/train/dog/2.jpg is a damaged or truncated image (2000 bytes). "
-        "Delete or replace it",
+        "{path}/train/dog/2.jpg is a damaged or truncated image (2000 bytes). Delete or replace it",
         part="train",
     ),
     BrokenData(

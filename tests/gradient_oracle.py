@@ -1,7 +1,7 @@
 """What one training step does to a model, computed slowly and plainly: the oracle.
 
 Gradients come from a bare `tf.GradientTape`, weights from stock Keras, and all arithmetic on
-them is NumPy in float64. Nothing of `trainer.gradient_stats` is used here.
+them is NumPy in float64. Nothing of the recorder is used here.
 """
 
 from __future__ import annotations
@@ -245,7 +245,5 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Arrays:
     """Train one pass; return all weights, statistics and seeds, and the optimizer's state."""
-    model.fit(
-        *data, batch_size=BATCH_SIZE, shuffle=False, verbose=0, callbacks=list(callbacks)
-    )
+    model.fit(*data, batch_size=BATCH_SIZE, shuffle=False, verbose=0, callbacks=list(callbacks))
     return values_of([*model.variables, *model.optimizer.variables])

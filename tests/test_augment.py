@@ -130,8 +130,13 @@ def test_cutout_fills_one_clipped_square_around_any_pixel_with_the_mean_color(si
 def test_cutout_needs_a_mean_color() -> None:
     with pytest.raises(ValueError, match="mean_color"):
         augment_batch(
-            tf.zeros([1, 2, 2, 3]), tf.zeros([1, 2]), indices=tf.range(1), epoch=tf.constant(0),
-            step=tf.constant(0), seed=0, augmentations=[Cutout()],
+            tf.zeros([1, 2, 2, 3]),
+            tf.zeros([1, 2]),
+            indices=tf.range(1),
+            epoch=tf.constant(0),
+            step=tf.constant(0),
+            seed=0,
+            augmentations=[Cutout()],
         )
 
 
@@ -201,8 +206,14 @@ def test_eager_and_in_a_tf_data_map_are_equal() -> None:
 
     def augment_step(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return augment_batch(
-            tf.constant(images), tf.constant(labels), indices=tf.range(6, dtype=tf.int64),
-            epoch=step // 2, step=step, seed=0, augmentations=specs, mean_color=MEAN_COLOR,
+            tf.constant(images),
+            tf.constant(labels),
+            indices=tf.range(6, dtype=tf.int64),
+            epoch=step // 2,
+            step=step,
+            seed=0,
+            augmentations=specs,
+            mean_color=MEAN_COLOR,
         )
 
     for step, batch in enumerate(tf.data.Dataset.range(4).map(augment_step)):

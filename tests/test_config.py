@@ -32,9 +32,7 @@ def load(tmp_path: Path, text: str, *overrides: str, base: str | None = None) ->
     ("text", "number"),
     [("1e-3", 0.001), ("1E5", 100000.0), (".5", 0.5), ("5.", 5.0), ("+2", 2.0), ("0x10", 16.0)],
 )
-def test_a_number_is_read_as_yaml_1_2_writes_it(
-    tmp_path: Path, text: str, number: float
-) -> None:
+def test_a_number_is_read_as_yaml_1_2_writes_it(tmp_path: Path, text: str, number: float) -> None:
     config = load(tmp_path, MODEL + f"optimizer: {{kind: sgd, learning_rate: {text}}}\n")
     assert config.optimizer.learning_rate == number
 
@@ -281,9 +279,7 @@ def test_a_dumped_config_loads_back_equal(tmp_path: Path, values: tuple[str, ...
 @pytest.mark.parametrize(
     "path", ["1e-3", "yes", "null", "~", "0o17", "a: b", " x", "<<", "\u00e9\n", "'", "a" * 300]
 )
-def test_a_path_that_looks_like_something_else_loads_back_equal(
-    tmp_path: Path, path: str
-) -> None:
+def test_a_path_that_looks_like_something_else_loads_back_equal(tmp_path: Path, path: str) -> None:
     config = load(tmp_path, MODEL)
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
     assert load(tmp_path, dump_config(config)).data.path == path
@@ -299,7 +295,10 @@ def test_a_dump_writes_every_default_and_the_kind_first(tmp_path: Path) -> None:
     document = yaml.safe_load(dump_config(load(tmp_path, MODEL)))
     assert list(document) == list(Config.model_fields)
     assert set(document["fit"]) == {
-        "epochs", "batch_size", "label_smoothing", "checkpoint_every_epochs"
+        "epochs",
+        "batch_size",
+        "label_smoothing",
+        "checkpoint_every_epochs",
     }
     assert next(iter(document["optimizer"])) == "kind"
 

@@ -84,8 +84,12 @@ def test_problems_are_sorted_by_file_and_line_with_overrides_last() -> None:
     Path("b.yaml").write_text("fit: {epochs: 0}\nmodel: {stages: []}\n")
     lines = message_of("a.yaml", "runtime.jit=1", "data.path=2").splitlines()
     assert [line.split(": ")[0] for line in lines] == [
-        "a.yaml:2", "a.yaml:3", "b.yaml:1", "b.yaml:2",
-        "--set data.path=2", "--set runtime.jit=1",
+        "a.yaml:2",
+        "a.yaml:3",
+        "b.yaml:1",
+        "b.yaml:2",
+        "--set data.path=2",
+        "--set runtime.jit=1",
     ]
 
 

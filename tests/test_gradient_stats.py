@@ -25,8 +25,11 @@ from gradient_oracle import (
 )
 
 from trainer.callbacks import GradientRecorder
+from trainer.gradient_hook import StepHook, StepRecorder, clipping_of
 from trainer.gradient_log import MOMENTS, NORMS, GradientLog, RecordedSteps
-from trainer.gradient_stats import StepHook, StepRecorder, clipping_of
+
+# XLA takes its time: up to half a minute a case on two cores, longer on busy ones.
+pytestmark = pytest.mark.timeout(600)
 
 # Every pair of settings occurs together in some case.
 CASES = (
@@ -96,9 +99,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         patch.setattr(StepRecorder, "read", spy)
         recorded_state = train(make_model(case), make_data(), [recorder])
     observer = Observer(*make_data())
-    stock_state = train(
-        make_model(replace(case, steps_per_execution=1)), make_data(), [observer]
-    )
+    stock_state = train(make_model(replace(case, steps_per_execution=1)), make_data(), [observer])
     if case.steps_per_execution > 1:
         stock_state = train(make_model(case), make_data())
     return Run(
@@ -124,9 +125,7 @@ def test_every_norm_equals_that_of_the_oracle(run: Run) -> None:
         expected = step.norms()
         if not step.is_finite:
             is_finite = np.isfinite(expected[:, 0])
-            np.testing.assert_array_equal(
-                np.isfinite(run.recorded.norms[index, :, 0]), is_finite
-            )
+            np.testing.assert_array_equal(np.isfinite(run.recorded.norms[index, :, 0]), is_finite)
             # Nothing is clipped in a skipped step.
             expected[:, 1] = run.recorded.norms[index, :, 1]
             expected[~is_finite, 0] = run.recorded.norms[index, ~is_finite, 0]
@@ -194,9 +193,7 @@ def test_the_log_summarizes_what_the_oracle_saw_in_each_window(run: Run) -> None
             run.log.stat("clipped_fraction")[window], is_shorter.mean(axis=0)
         )
         last = steps[-1].moments()
-        np.testing.assert_allclose(
-            run.log.stat("raw_zero_fraction")[window], last[:, 3], rtol=RTOL
-        )
+        np.testing.assert_allclose(run.log.stat("raw_zero_fraction")[window], last[:, 3], rtol=RTOL)
         np.testing.assert_allclose(
             run.log.stat("raw_max_abs")[window],
             np.max([step.moments()[:, 2] for step in steps], axis=0),
@@ -382,9 +379,7 @@ def test_an_embedding_is_clipped_by_rows_and_recorded_as_a_whole(
     # Token 1 occurs twice: Keras clips its two rows before it adds them up.
     rows = np.array([[1, 2], [1, 2], [0.1, -3]], np.float32)
     sparse = tf.IndexedSlices(tf.constant(rows), tf.constant([1, 1, 4]), tf.constant([6, 2]))
-    recorded, moved = record_given(
-        tmp_path, [sparse, np.array([0.2, 0.1], np.float32)], **clipping
-    )
+    recorded, moved = record_given(tmp_path, [sparse, np.array([0.2, 0.1], np.float32)], **clipping)
     whole = np.zeros((6, 2))
     np.add.at(whole, [1, 1, 4], rows.astype(np.float64))
     assert recorded.norms[0, 0, 0] == pytest.approx(l2([whole]), rel=RTOL)

@@ -16,7 +16,7 @@ FLOORS = (
     {"config"},
     {"run_dir", "gradient_log", "machine", "runtime_choices"},
     {"runtime", "data", "normalization", "schedules", "gradient_stats", "progress", "quiet"},
-    {"layers"},
+    {"layers", "gradient_hook"},
     {"models", "model_summary", "optimizers", "callbacks", "checkpoint"},
     {"fitting", "evaluate", "doctor_checks"},
     {"train", "predict", "doctor"},
@@ -26,8 +26,10 @@ FLOORS = (
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FIRST_WITH_KERAS = 3
-FILES = {path: path.relative_to(ROOT / "trainer").with_suffix("").parts[0]
-         for path in sorted((ROOT / "trainer").rglob("*.py"))}
+FILES = {
+    path: path.relative_to(ROOT / "trainer").with_suffix("").parts[0]
+    for path in sorted((ROOT / "trainer").rglob("*.py"))
+}
 
 
 def imported(path: Path) -> set[str]:

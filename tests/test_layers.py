@@ -220,9 +220,7 @@ def test_stochastic_depth_drops_whole_branches_of_some_images_in_training() -> N
     # Four standard deviations of a share of 400 draws: sqrt(0.25 * 0.75 / 400) = 0.022.
     assert dropped.mean() == pytest.approx(0.25, abs=0.087)
     # Scaled by 1 / 0.75, the expected value over all draws is the branch itself.
-    np.testing.assert_allclose(
-        difference[~dropped], branch[~dropped] / 0.75, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(difference[~dropped], branch[~dropped] / 0.75, rtol=1e-4, atol=1e-5)
 
 
 def test_stochastic_depth_does_nothing_in_evaluation() -> None:
@@ -351,12 +349,14 @@ def test_the_regularizer_adds_the_squares_of_every_kernel() -> None:
 VARIANTS: dict[str, tuple[type[PlainBlock], dict[str, Any]]] = {
     "plain": (PlainBlock, {}),
     "plain_bottleneck": (
-        PlainBlock, {"layout": "bottleneck", "bottleneck_ratio": 2, "preactivation": True}
+        PlainBlock,
+        {"layout": "bottleneck", "bottleneck_ratio": 2, "preactivation": True},
     ),
     "residual_padded": (ResidualBlock, {"strides": 2, "kernel_size": 5}),
     "residual_projection": (ResidualBlock, {"strides": 2, "shortcut": "projection"}),
     "residual_preactivation": (
-        ResidualBlock, {"shortcut": "projection", "preactivation": True, "activation": "prelu"}
+        ResidualBlock,
+        {"shortcut": "projection", "preactivation": True, "activation": "prelu"},
     ),
     "residual_bottleneck": (
         ResidualBlock,
@@ -377,7 +377,8 @@ VARIANTS: dict[str, tuple[type[PlainBlock], dict[str, Any]]] = {
         },
     ),
     "residual_chance": (
-        ResidualBlock, {"dropout": 0.1, "spatial_dropout": 0.2, "stochastic_depth": 0.3}
+        ResidualBlock,
+        {"dropout": 0.1, "spatial_dropout": 0.2, "stochastic_depth": 0.3},
     ),
 }
 
@@ -456,8 +457,12 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[np.nda
     )
     with np.load(folder / "loaded.npz") as loaded:
         return {
-            name: (as_array(output), loaded[name], np.array(output.dtype.name),
-                   loaded[f"{name}/dtype"])
+            name: (
+                as_array(output),
+                loaded[name],
+                np.array(output.dtype.name),
+                loaded[f"{name}/dtype"],
+            )
             for name, output in outputs.items()
         }
 

@@ -22,8 +22,10 @@ from trainer.models import PixelScaling, build_model
 
 # Table 6 of He et al. (2016): blocks a stage -> millions of parameters.
 PAPER_SIZES = {3: "0.27", 5: "0.46", 7: "0.66", 9: "0.85", 18: "1.7"}
-SMALL = {"stem": {"filters": 4}, "stages": [{"filters": 4, "blocks": 2}, {"filters": 8, "blocks": 1,
-         "strides": 2}]}
+SMALL = {
+    "stem": {"filters": 4},
+    "stages": [{"filters": 4, "blocks": 2}, {"filters": 8, "blocks": 1, "strides": 2}],
+}
 
 
 @pytest.fixture
@@ -39,15 +41,17 @@ def spec_of(*, stem: Any = None, head: Any = None, **block: Any) -> ModelSpec:
 
 
 def cifar_spec(blocks: int, kind: str) -> ModelSpec:
-    return ModelSpec.model_validate({
-        "stem": {"filters": 16},
-        "stages": [
-            {"filters": 16, "blocks": blocks},
-            {"filters": 32, "blocks": blocks, "strides": 2},
-            {"filters": 64, "blocks": blocks, "strides": 2},
-        ],
-        "block": {"kind": kind, "shortcut": "padded"},
-    })
+    return ModelSpec.model_validate(
+        {
+            "stem": {"filters": 16},
+            "stages": [
+                {"filters": 16, "blocks": blocks},
+                {"filters": 32, "blocks": blocks, "strides": 2},
+                {"filters": 64, "blocks": blocks, "strides": 2},
+            ],
+            "block": {"kind": kind, "shortcut": "padded"},
+        }
+    )
 
 
 def built(spec: ModelSpec, image_shape: tuple[int, int, int] = (8, 8, 3)) -> keras.Model:
@@ -69,9 +73,7 @@ def random_images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def test_a_residual_network_has_the_parameters_of_the_paper(blocks: int) -> None:
     n = blocks
     kernels = 9 * (
-        3 * 16 + 2 * n * 16 * 16
-        + 16 * 32 + (2 * n - 1) * 32 * 32
-        + 32 * 64 + (2 * n - 1) * 64 * 64
+        3 * 16 + 2 * n * 16 * 16 + 16 * 32 + (2 * n - 1) * 32 * 32 + 32 * 64 + (2 * n - 1) * 64 * 64
     )
     # A scale and an offset for each channel of the stem and of 2n convolutions a stage.
     normalizations = 2 * (16 + 2 * n * (16 + 32 + 64))
@@ -135,8 +137,16 @@ def test_the_kind_of_block_is_all_that_differs() -> None:
 def test_layers_are_named_by_their_place() -> None:
     names = [layer.name for layer in built(spec_of()).layers]
     assert names == [
-        "image", "pixels", "stem_conv", "stem_norm", "stem_act", "stage0_block0", "stage0_block1",
-        "stage1_block0", "head_pool", "head_logits",
+        "image",
+        "pixels",
+        "stem_conv",
+        "stem_norm",
+        "stem_act",
+        "stage0_block0",
+        "stage0_block1",
+        "stage1_block0",
+        "head_pool",
+        "head_logits",
     ]
 
 
@@ -176,8 +186,11 @@ def test_the_head_pools_as_asked(pooling: str, features: int) -> None:
     assert logits.kernel.shape == (features, 10)
     before = model.get_layer("head_flatten" if pooling == "flatten" else "head_pool")
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype("float32")
-    reduce = {"average": lambda: x.mean((1, 2)), "max": lambda: x.max((1, 2)),
-              "flatten": lambda: x.reshape(2, -1)}
+    reduce = {
+        "average": lambda: x.mean((1, 2)),
+        "max": lambda: x.max((1, 2)),
+        "flatten": lambda: x.reshape(2, -1),
+    }
     np.testing.assert_allclose(before(x), reduce[pooling](), rtol=1e-5, atol=1e-6)
 
 
@@ -211,7 +224,9 @@ def test_a_saved_network_computes_the_same_bits_whatever_the_policy_at_loading(
 ) -> None:
     keras.config.set_dtype_policy(policy)
     model = build_model(
-        spec_of(dropout=0.1, stochastic_depth=0.2), (8, 8, 3), 10,
+        spec_of(dropout=0.1, stochastic_depth=0.2),
+        (8, 8, 3),
+        10,
         PixelScaling((0.01, 0.02, 0.03), (-1.0, 0.0, 1.0)),
     )
     model.save(tmp_path / "model.keras")
@@ -227,11 +242,16 @@ def test_a_saved_network_computes_the_same_bits_whatever_the_policy_at_loading(
 def keras_initializers() -> dict[str, frozenset[str]]:
     """Arguments of each public initializer, but for `seed` and the axes of einsum kernels."""
     base = keras.initializers.Initializer
-    classes = {kind for kind in vars(keras.initializers).values()
-               if isinstance(kind, type) and issubclass(kind, base) and kind is not base}
+    classes = {
+        kind
+        for kind in vars(keras.initializers).values()
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+    }
     return {
-        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower():
-            frozenset(inspect.signature(kind).parameters) - {"seed", "input_axes", "output_axes"}
+        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): frozenset(
+            inspect.signature(kind).parameters
+        )
+        - {"seed", "input_axes", "output_axes"}
         for kind in classes
         # The kernel of a Fourier transform, which no weight of a classifier is.
         if kind.__name__ != "STFT"
@@ -243,12 +263,14 @@ def test_the_table_of_initializers_is_that_of_keras() -> None:
 
 
 def test_an_initializer_gets_the_arguments_of_the_spec() -> None:
-    model = built(spec_of(
-        normalization="none",
-        kernel_initializer={"random_uniform": {"minval": 0.25, "maxval": 0.5}},
-        bias_initializer={"constant": {"value": 0.125}},
-        head={"kernel_initializer": {"identity": {"gain": 3}}},
-    ))
+    model = built(
+        spec_of(
+            normalization="none",
+            kernel_initializer={"random_uniform": {"minval": 0.25, "maxval": 0.5}},
+            bias_initializer={"constant": {"value": 0.125}},
+            head={"kernel_initializer": {"identity": {"gain": 3}}},
+        )
+    )
     for weight in model.trainable_weights:
         values = weight.numpy()
         if weight.path.startswith("head_logits"):
@@ -266,7 +288,8 @@ def test_every_initializer_makes_kernels_and_no_two_random_ones_are_equal(kind: 
     kernels = [w.numpy() for w in model.trainable_weights if w.name == "kernel"]
     assert all(np.isfinite(kernel).all() for kernel in kernels)
     equal_pairs = [
-        pair for pair in combinations(kernels, 2)
+        pair
+        for pair in combinations(kernels, 2)
         if pair[0].shape == pair[1].shape and np.array_equal(*pair)
     ]
     is_random = kind not in ("constant", "ones", "zeros")

@@ -33,9 +33,7 @@ def pair_of(
     shape: tuple[int, ...] = SHAPE, **options: Any
 ) -> tuple[keras.layers.Layer, keras.layers.Layer]:
     """The fused and the stock layer with equal weights."""
-    layers = (
-        FusedBatchNormalization(**options), keras.layers.BatchNormalization(**options)
-    )
+    layers = (FusedBatchNormalization(**options), keras.layers.BatchNormalization(**options))
     generator = np.random.default_rng(1)
     values = [generator.uniform(0.5, 1.5, shape[-1]) for _ in range(4)]
     for layer in layers:
@@ -59,9 +57,7 @@ def train_step(layer: keras.layers.Layer, images: Any, weights: Any) -> dict[str
 def assert_close(actual: Any, expected: Any, dtype: str = "float32") -> None:
     expected = as_array(expected)
     scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(
-        as_array(actual), expected, rtol=0, atol=TOLERANCES[dtype] * scale
-    )
+    np.testing.assert_allclose(as_array(actual), expected, rtol=0, atol=TOLERANCES[dtype] * scale)
 
 
 # The fused layer in place of the stock one
@@ -98,9 +94,7 @@ def test_training_has_the_outputs_gradients_and_statistics_of_the_stock_layer(
 def test_moving_statistics_are_the_biased_ones_of_the_batch() -> None:
     layer, images = FusedBatchNormalization(momentum=0.75), images_of()
     layer(images, training=True)
-    np.testing.assert_allclose(
-        layer.moving_mean, 0.25 * images.mean(axis=(0, 1, 2)), rtol=1e-5
-    )
+    np.testing.assert_allclose(layer.moving_mean, 0.25 * images.mean(axis=(0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(
         layer.moving_variance, 0.75 + 0.25 * images.var(axis=(0, 1, 2)), rtol=1e-5
     )

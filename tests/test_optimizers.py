@@ -44,20 +44,39 @@ def stepped(
 @pytest.mark.parametrize(
     ("config", "kind", "expected"),
     [
-        (Sgd(momentum=0.5, nesterov=True), keras.optimizers.SGD,
-         {"momentum": 0.5, "nesterov": True, "weight_decay": None}),
-        (Adam(beta_1=0.8, beta_2=0.98, epsilon=1e-5), keras.optimizers.Adam,
-         {"beta_1": 0.8, "beta_2": 0.98, "epsilon": 1e-5, "weight_decay": None}),
-        (AdamW(beta_1=0.8, beta_2=0.98, epsilon=1e-5), keras.optimizers.AdamW,
-         {"beta_1": 0.8, "beta_2": 0.98, "epsilon": 1e-5, "weight_decay": 4e-3}),
+        (
+            Sgd(momentum=0.5, nesterov=True),
+            keras.optimizers.SGD,
+            {"momentum": 0.5, "nesterov": True, "weight_decay": None},
+        ),
+        (
+            Adam(beta_1=0.8, beta_2=0.98, epsilon=1e-5),
+            keras.optimizers.Adam,
+            {"beta_1": 0.8, "beta_2": 0.98, "epsilon": 1e-5, "weight_decay": None},
+        ),
+        (
+            AdamW(beta_1=0.8, beta_2=0.98, epsilon=1e-5),
+            keras.optimizers.AdamW,
+            {"beta_1": 0.8, "beta_2": 0.98, "epsilon": 1e-5, "weight_decay": 4e-3},
+        ),
         (AdamW(weight_decay=0), keras.optimizers.AdamW, {"weight_decay": 0}),
-        (RmsProp(rho=0.8, momentum=0.5, epsilon=1e-5, centered=True), keras.optimizers.RMSprop,
-         {"rho": 0.8, "momentum": 0.5, "epsilon": 1e-5, "centered": True}),
+        (
+            RmsProp(rho=0.8, momentum=0.5, epsilon=1e-5, centered=True),
+            keras.optimizers.RMSprop,
+            {"rho": 0.8, "momentum": 0.5, "epsilon": 1e-5, "centered": True},
+        ),
         (Lion(beta_1=0.8, beta_2=0.98), keras.optimizers.Lion, {"beta_1": 0.8, "beta_2": 0.98}),
-        (Muon(momentum=0.8, nesterov=False, adam_learning_rate_ratio=0.5, weight_decay=0.1),
-         ConvMuon,
-         {"momentum": 0.8, "nesterov": False, "adam_lr_ratio": 0.5, "weight_decay": 0.1,
-          "adam_weight_decay": 0.1}),
+        (
+            Muon(momentum=0.8, nesterov=False, adam_learning_rate_ratio=0.5, weight_decay=0.1),
+            ConvMuon,
+            {
+                "momentum": 0.8,
+                "nesterov": False,
+                "adam_lr_ratio": 0.5,
+                "weight_decay": 0.1,
+                "adam_weight_decay": 0.1,
+            },
+        ),
     ],
     ids=name_of,
 )
@@ -132,11 +151,13 @@ def test_lion_steps_by_the_sign() -> None:
 
 @pytest.fixture
 def network() -> keras.Model:
-    spec = ModelSpec.model_validate({
-        "stem": {"filters": 4},
-        "stages": [{"filters": 4, "blocks": 1, "strides": 2}],
-        "block": {"activation": "prelu"},
-    })
+    spec = ModelSpec.model_validate(
+        {
+            "stem": {"filters": 4},
+            "stages": [{"filters": 4, "blocks": 1, "strides": 2}],
+            "block": {"activation": "prelu"},
+        }
+    )
     return build_model(spec, (6, 6, 3), 2, PixelScaling.identity(3))
 
 

@@ -131,10 +131,12 @@ def test_training_batches_have_static_shapes_and_stay_uint8_without_mixup() -> N
     plain = training_batches(images, labels, 3, batch_size=4, seed=0, augment=[RandomShift()])
     mixed = training_batches(images, labels, 3, batch_size=4, seed=0, augment=[Mixup()])
     assert plain.element_spec == (
-        tf.TensorSpec([4, 1, 1, 3], tf.uint8), tf.TensorSpec([4, 3], tf.float32)
+        tf.TensorSpec([4, 1, 1, 3], tf.uint8),
+        tf.TensorSpec([4, 3], tf.float32),
     )
     assert mixed.element_spec == (
-        tf.TensorSpec([4, 1, 1, 3], tf.float32), tf.TensorSpec([4, 3], tf.float32)
+        tf.TensorSpec([4, 1, 1, 3], tf.float32),
+        tf.TensorSpec([4, 3], tf.float32),
     )
     assert plain.cardinality() == tf.data.INFINITE_CARDINALITY
 
@@ -167,7 +169,10 @@ def test_fit_walks_on_through_one_stream_over_all_epochs() -> None:
     model.compile(run_eagerly=True)
     model.fit(
         training_batches(images, labels, 3, batch_size=5, seed=0),
-        steps_per_epoch=4, epochs=3, verbose=0, shuffle=False,
+        steps_per_epoch=4,
+        epochs=3,
+        verbose=0,
+        shuffle=False,
     )
     np.testing.assert_array_equal(np.concatenate(model.batches), take_epochs(23, 5, 3).ravel())
 
@@ -246,6 +251,9 @@ print("all shared")
 def test_two_replicas_share_each_batch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TWO_REPLICAS],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.stdout.endswith("all shared\n"), done.stderr

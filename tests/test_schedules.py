@@ -24,9 +24,7 @@ from trainer.schedules import PiecewiseLinear, WarmUp, build_schedule
 def built(
     schedule: Schedule, steps_per_epoch: int = 4, total_steps: int = 12
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    return build_schedule(
-        schedule, 0.8, steps_per_epoch=steps_per_epoch, total_steps=total_steps
-    )
+    return build_schedule(schedule, 0.8, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
 
 
 def rates(schedule: keras.optimizers.schedules.LearningRateSchedule, num: int) -> list[float]:
@@ -43,20 +41,22 @@ def half_cosine(share: float, final_fraction: float = 0.0) -> float:
 TABLES: dict[str, tuple[Schedule, list[float]]] = {
     "constant": (ConstantSchedule(), [0.8] * 12),
     "constant after an epoch of warm-up": (
-        ConstantSchedule(warmup_epochs=1), [0.2, 0.4, 0.6, 0.8, *[0.8] * 8]
+        ConstantSchedule(warmup_epochs=1),
+        [0.2, 0.4, 0.6, 0.8, *[0.8] * 8],
     ),
     "constant after two steps of warm-up": (
-        ConstantSchedule(warmup_steps=2), [0.4, 0.8, *[0.8] * 10]
+        ConstantSchedule(warmup_steps=2),
+        [0.4, 0.8, *[0.8] * 10],
     ),
     "constant after half an epoch of warm-up": (
-        ConstantSchedule(warmup_epochs=0.5), [0.4, 0.8, *[0.8] * 10]
+        ConstantSchedule(warmup_epochs=0.5),
+        [0.4, 0.8, *[0.8] * 10],
     ),
     "constant after a warm-up as long as the run": (
-        ConstantSchedule(warmup_epochs=3), [0.8 * (step + 1) / 12 for step in range(12)]
+        ConstantSchedule(warmup_epochs=3),
+        [0.8 * (step + 1) / 12 for step in range(12)],
     ),
-    "step": (
-        StepSchedule(boundary_epochs=(1, 2.5), factor=0.5), [0.8] * 4 + [0.4] * 6 + [0.2] * 2
-    ),
+    "step": (StepSchedule(boundary_epochs=(1, 2.5), factor=0.5), [0.8] * 4 + [0.4] * 6 + [0.2] * 2),
     # The boundary is after one epoch of the run, not of the time behind the warm-up.
     "step after an epoch of warm-up": (
         StepSchedule(boundary_epochs=(2,), factor=0.25, warmup_epochs=1),
@@ -72,14 +72,16 @@ TABLES: dict[str, tuple[Schedule, list[float]]] = {
     ),
     "cosine": (CosineSchedule(), [half_cosine(step / 12) for step in range(12)]),
     "cosine to a tenth": (
-        CosineSchedule(final_fraction=0.1), [half_cosine(step / 12, 0.1) for step in range(12)]
+        CosineSchedule(final_fraction=0.1),
+        [half_cosine(step / 12, 0.1) for step in range(12)],
     ),
     "cosine after an epoch of warm-up": (
         CosineSchedule(warmup_epochs=1),
         [0.2, 0.4, 0.6, 0.8] + [half_cosine(step / 8) for step in range(8)],
     ),
     "cosine after two steps of warm-up": (
-        CosineSchedule(warmup_steps=2), [0.4, 0.8] + [half_cosine(step / 10) for step in range(10)]
+        CosineSchedule(warmup_steps=2),
+        [0.4, 0.8] + [half_cosine(step / 10) for step in range(10)],
     ),
     "triangular": (
         # Up from 0.16 by 0.64 / 3 a step to step 3, down by 0.8 / 9 a step to step 12.
@@ -131,9 +133,7 @@ def test_a_warm_up_longer_than_the_run_is_a_config_error(kind: Any, warmup: dict
 @pytest.mark.parametrize("name", TABLES)
 def test_a_schedule_comes_back_from_its_config(name: str) -> None:
     schedule = built(TABLES[name][0])
-    again = keras.optimizers.schedules.deserialize(
-        keras.optimizers.schedules.serialize(schedule)
-    )
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
     assert type(again) is type(schedule)
     assert again.get_config() == schedule.get_config()
     assert rates(again, 14) == rates(schedule, 14)

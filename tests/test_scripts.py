@@ -230,7 +230,7 @@ def test_an_answering_nvidia_smi_adds_the_gpu_set(
 
 def test_the_first_failing_step_gives_the_exit_code(repository: Repository) -> None:
     assert repository.run(".ci/run", BROKEN_STEP="mypy")[0] == 3
-    assert repository.new_calls()[-2:] == ["-m ruff check", "-m mypy"]
+    assert repository.new_calls()[-3:] == ["-m ruff check", "-m ruff format --check", "-m mypy"]
 
 
 def test_with_arguments_only_pytest_runs(repository: Repository) -> None:

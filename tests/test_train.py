@@ -198,7 +198,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 
 
 def test_a_finished_run_is_not_resumed(run: RunDir) -> None:
-    with pytest.raises(RunDirectoryError, match="only a stopped run can be resumed.*is done"):
+    with pytest.raises(RunDirectoryError, match=r"only a stopped run can be resumed.*is done"):
         resume(run, command=["trainer"])
 
 

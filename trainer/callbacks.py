@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.errors import NonFiniteError
+from trainer.gradient_hook import StepHook, StepRecorder, clipping_of
 from trainer.gradient_log import (
     GradientLog,
     GradientLogWriter,
@@ -19,7 +20,6 @@ from trainer.gradient_log import (
     RecordedSteps,
     first_to_last_ratio,
 )
-from trainer.gradient_stats import StepHook, StepRecorder, clipping_of
 
 
 class GradientRecorder(keras.callbacks.Callback):
@@ -35,6 +35,10 @@ class GradientRecorder(keras.callbacks.Callback):
     one deliberate difference: under a strategy with several replicas gradients are
     summed before they are clipped. The model, its optimizer and its saved files hold
     nothing of the recorder.
+
+    A step is one call of the optimizer's `apply`. Where the optimizer accumulates
+    gradients that is one micro-batch: raw is its gradient, clipped is what clipping
+    would make of it alone, and update is 0 until the accumulated gradients are applied.
 
     Args:
         directory: Where the log goes; an existing log there is replaced.

@@ -63,9 +63,7 @@ def check_python(requires: str) -> Check:
     version = platform.python_version()
     if SpecifierSet(requires).contains(version, prereleases=True):
         return Check("Python", "ok", f"{version} (needs {requires})")
-    return Check(
-        "Python", "problem", f"{version} (needs {requires})", f"install Python {requires}"
-    )
+    return Check("Python", "problem", f"{version} (needs {requires})", f"install Python {requires}")
 
 
 def check_packages(

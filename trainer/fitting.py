@@ -23,7 +23,7 @@ from trainer.config import Config
 from trainer.data.pipeline import evaluation_batches, training_batches
 from trainer.data.sources import Split
 from trainer.errors import InterruptedRun
-from trainer.gradient_stats import StepHook
+from trainer.gradient_hook import StepHook
 from trainer.progress import EpochLines, say
 from trainer.run_dir import RunDir, read_history, write_history
 

@@ -118,9 +118,7 @@ def nvidia_gpus() -> tuple[NvidiaGpu, ...]:
     text = _output("nvidia-smi", query, "--format=csv,noheader,nounits") or ""
     rows = [line.split(",", 2) for line in text.splitlines() if line.count(",") >= 2]
     return tuple(
-        NvidiaGpu(
-            name.strip(), driver.strip(), int(mib) / 1024 if mib.strip().isdigit() else None
-        )
+        NvidiaGpu(name.strip(), driver.strip(), int(mib) / 1024 if mib.strip().isdigit() else None)
         for driver, mib, name in rows
     )
 

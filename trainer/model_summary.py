@@ -94,13 +94,15 @@ def format_layers(layers: Sequence[LayerSummary]) -> str:
 
     lines = [line("layer", "kind", "output", "params", "mult-adds")]
     for layer in layers:
-        lines.append(line(
-            layer.path,
-            layer.kind.replace("FusedBatchNormalization", "BatchNormalization"),
-            "x".join(str(size) for size in layer.output_shape),
-            f"{layer.parameters:,}" if layer.parameters else "",
-            f"{layer.multiply_adds / 1e6:.2f}M" if layer.multiply_adds else "",
-        ))
+        lines.append(
+            line(
+                layer.path,
+                layer.kind.replace("FusedBatchNormalization", "BatchNormalization"),
+                "x".join(str(size) for size in layer.output_shape),
+                f"{layer.parameters:,}" if layer.parameters else "",
+                f"{layer.multiply_adds / 1e6:.2f}M" if layer.multiply_adds else "",
+            )
+        )
     parameters = sum(layer.parameters for layer in layers)
     multiply_adds = sum(layer.multiply_adds for layer in layers)
     lines.append(f"{parameters:,} parameters, {multiply_adds / 1e6:,.1f} million multiply-adds")

@@ -21,9 +21,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     any other input, a mask, renorm and `synchronized=True` take Keras' own path.
     """
 
-    def call(
-        self, inputs: Any, training: bool | None = None, mask: Any = None
-    ) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         is_fusable = (
             len(inputs.shape) == 4
             and self.axis in (-1, 3)

@@ -48,9 +48,12 @@ def strides_fit_the_image(config: Config) -> Problems:
     """Down-sampling ends at one pixel."""
     size, strides = _image_size(config), config.model.total_strides
     if size and strides > min(size):
-        yield ("model", "stages"), (
-            "stem and stages together must not down-sample by more than the image has pixels. "
-            f"Received: strides of {strides} in all, an image of {size[0]}x{size[1]} pixels"
+        yield (
+            ("model", "stages"),
+            (
+                "stem and stages together must not down-sample by more than the image has pixels. "
+                f"Received: strides of {strides} in all, an image of {size[0]}x{size[1]} pixels"
+            ),
         )
 
 
@@ -62,14 +65,20 @@ def augmentations_fit_the_image(config: Config) -> Problems:
     image = f"an image of {size[0]}x{size[1]} pixels"
     for index, augmentation in enumerate(config.data.augment):
         if isinstance(augmentation, RandomShift) and augmentation.pixels >= min(size):
-            yield ("data", "augment", index, "pixels"), (
-                "must be less than the side of the image. "
-                f"Received: pixels={augmentation.pixels}, {image}"
+            yield (
+                ("data", "augment", index, "pixels"),
+                (
+                    "must be less than the side of the image. "
+                    f"Received: pixels={augmentation.pixels}, {image}"
+                ),
             )
         if isinstance(augmentation, Cutout) and augmentation.size > min(size):
-            yield ("data", "augment", index, "size"), (
-                "must not be more than the side of the image. "
-                f"Received: size={augmentation.size}, {image}"
+            yield (
+                ("data", "augment", index, "size"),
+                (
+                    "must not be more than the side of the image. "
+                    f"Received: size={augmentation.size}, {image}"
+                ),
             )
 
 
@@ -80,8 +89,9 @@ def shapes_hold_every_class(config: Config) -> Problems:
     for key in ("train_size", "test_size"):
         size = getattr(config.data, key)
         if size < _NUM_CLASSES:
-            yield ("data", key), (
-                f"must be at least {_NUM_CLASSES}, one image of each class. Received: {size}"
+            yield (
+                ("data", key),
+                (f"must be at least {_NUM_CLASSES}, one image of each class. Received: {size}"),
             )
 
 
@@ -95,9 +105,12 @@ def validation_holds_every_class(config: Config) -> Problems:
     validation = round(split * per_class)
     if not 0 < validation < per_class:
         empty = "validation" if validation == 0 else "training"
-        yield ("data", "validation_split"), (
-            f"must leave images of each class for {empty}; 0 turns validation off. "
-            f"Received: {split} of {per_class} images a class, which is {validation}"
+        yield (
+            ("data", "validation_split"),
+            (
+                f"must leave images of each class for {empty}; 0 turns validation off. "
+                f"Received: {split} of {per_class} images a class, which is {validation}"
+            ),
         )
 
 
@@ -105,9 +118,12 @@ def batch_fits_the_data(config: Config) -> Problems:
     """One epoch has at least one full batch."""
     images, batch_size = _num_train_images(config), config.fit.batch_size
     if images is not None and batch_size > images:
-        yield ("fit", "batch_size"), (
-            "must not be more than the training images that validation leaves. "
-            f"Received: {batch_size} of {images} images"
+        yield (
+            ("fit", "batch_size"),
+            (
+                "must not be more than the training images that validation leaves. "
+                f"Received: {batch_size} of {images} images"
+            ),
         )
 
 
@@ -115,9 +131,12 @@ def batch_divides_over_devices(config: Config) -> Problems:
     """Each device gets the same number of images."""
     devices, batch_size = _num_devices(config), config.fit.batch_size
     if batch_size % devices:
-        yield ("fit", "batch_size"), (
-            f"must be a multiple of the number of devices. Received: {batch_size} over "
-            f"{devices} devices"
+        yield (
+            ("fit", "batch_size"),
+            (
+                f"must be a multiple of the number of devices. Received: {batch_size} over "
+                f"{devices} devices"
+            ),
         )
 
 
@@ -127,9 +146,12 @@ def warmup_fits_the_run(config: Config) -> Problems:
     if isinstance(schedule, TriangularSchedule):
         return
     if schedule.warmup_epochs > epochs:
-        yield ("schedule", "warmup_epochs"), (
-            "must not be longer than the run. "
-            f"Received: warmup_epochs={schedule.warmup_epochs:g}, fit.epochs={epochs}"
+        yield (
+            ("schedule", "warmup_epochs"),
+            (
+                "must not be longer than the run. "
+                f"Received: warmup_epochs={schedule.warmup_epochs:g}, fit.epochs={epochs}"
+            ),
         )
     images = _num_train_images(config)
     if schedule.warmup_steps is None or images is None:
@@ -137,9 +159,12 @@ def warmup_fits_the_run(config: Config) -> Problems:
     total_steps = epochs * (images // config.fit.batch_size)
     # A run without a single step is another check's problem.
     if schedule.warmup_steps > total_steps > 0:
-        yield ("schedule", "warmup_steps"), (
-            "must not be longer than the run. "
-            f"Received: warmup_steps={schedule.warmup_steps}, a run of {total_steps} steps"
+        yield (
+            ("schedule", "warmup_steps"),
+            (
+                "must not be longer than the run. "
+                f"Received: warmup_steps={schedule.warmup_steps}, a run of {total_steps} steps"
+            ),
         )
 
 
@@ -149,9 +174,12 @@ def boundaries_fit_the_run(config: Config) -> Problems:
         return
     for index, boundary in enumerate(config.schedule.boundary_epochs):
         if boundary >= config.fit.epochs:
-            yield ("schedule", "boundary_epochs", index), (
-                "must lie before the end of the run, or it never takes effect. "
-                f"Received: {boundary:g}, fit.epochs={config.fit.epochs}"
+            yield (
+                ("schedule", "boundary_epochs", index),
+                (
+                    "must lie before the end of the run, or it never takes effect. "
+                    f"Received: {boundary:g}, fit.epochs={config.fit.epochs}"
+                ),
             )
 
 
@@ -161,15 +189,21 @@ def jit_fits_the_devices(config: Config) -> Problems:
     if runtime.jit != "on":
         return
     if runtime.logical_cpus > 1:
-        yield ("runtime", "jit"), (
-            "must be off or auto on several CPU devices, where XLA fails. "
-            f"Received: on, logical_cpus={runtime.logical_cpus}"
+        yield (
+            ("runtime", "jit"),
+            (
+                "must be off or auto on several CPU devices, where XLA fails. "
+                f"Received: on, logical_cpus={runtime.logical_cpus}"
+            ),
         )
     elif _num_devices(config) > 1 and runtime.precision == "mixed_float16":
-        yield ("runtime", "jit"), (
-            "must be off or auto with mixed_float16 on several devices, where Keras crashes in "
-            "merge_call (Keras issue 21366). mixed_bfloat16 is free of this. "
-            f"Received: on, devices={runtime.devices}"
+        yield (
+            ("runtime", "jit"),
+            (
+                "must be off or auto with mixed_float16 on several devices, where Keras crashes in "
+                "merge_call (Keras issue 21366). mixed_bfloat16 is free of this. "
+                f"Received: on, devices={runtime.devices}"
+            ),
         )
 
 
@@ -177,10 +211,13 @@ def window_holds_an_execution(config: Config) -> Problems:
     """The host sees the window buffer only between two executions."""
     window, steps = config.gradients.window_steps, config.runtime.steps_per_execution
     if config.gradients.record and window < steps:
-        yield ("gradients", "window_steps"), (
-            "must be at least runtime.steps_per_execution, because the host reads the window "
-            f"between two executions. Received: window_steps={window}, "
-            f"steps_per_execution={steps}"
+        yield (
+            ("gradients", "window_steps"),
+            (
+                "must be at least runtime.steps_per_execution, because the host reads the window "
+                f"between two executions. Received: window_steps={window}, "
+                f"steps_per_execution={steps}"
+            ),
         )
 
 

@@ -29,9 +29,7 @@ def parse_override(override: str) -> tuple[Node, list[Problem]]:
     key_path, equals, text = override.partition("=")
     key_path = key_path.strip()
     if not equals or not _KEY_PATH.fullmatch(key_path):
-        raise ConfigError(
-            f"{place}: must be written key.path=value, as in --set fit.epochs=20"
-        )
+        raise ConfigError(f"{place}: must be written key.path=value, as in --set fit.epochs=20")
     path: KeyPath = tuple(
         int(key) if re.fullmatch("[0-9]{1,9}", key) else key
         for key in re.findall(r"[^.\[\]]+", key_path)
@@ -65,8 +63,11 @@ def merge(lower: Node, upper: Node, path: KeyPath = ()) -> Node:
     if not isinstance(lower_in_full.value, dict) or not isinstance(upper_in_full.value, dict):
         return upper
     if pattern in SECTIONS_BY_KIND | SECTIONS_BY_NAME:
-        kinds = [node.value["kind"].value for node in (lower_in_full, upper_in_full)
-                 if isinstance(node.value, dict) and "kind" in node.value]
+        kinds = [
+            node.value["kind"].value
+            for node in (lower_in_full, upper_in_full)
+            if isinstance(node.value, dict) and "kind" in node.value
+        ]
         if len(kinds) == 2 and kinds[0] != kinds[1]:
             return upper
     merged = dict(lower_in_full.value)
@@ -97,7 +98,7 @@ def _spell_out(node: Node) -> Node:
     if isinstance(value, str):
         return Node({"kind": node}, node.place)
     if isinstance(value, dict) and len(value) == 1 and "kind" not in value:
-        (kind, options), = value.items()
+        ((kind, options),) = value.items()
         if isinstance(options.value, dict):
             return Node({"kind": Node(str(kind), options.place), **options.value}, node.place)
         if options.value is None:

@@ -79,7 +79,7 @@ def _descend(node: Node, part: str | int, is_last: bool) -> tuple[Node, KeyPath]
     if part in value and not is_member:
         return value[part], (part,)
     if len(value) == 1:
-        (name, options), = value.items()
+        ((name, options),) = value.items()
         if isinstance(options.value, dict) and part in options.value:
             return options.value[part], (name, part)
     return None
@@ -104,15 +104,20 @@ def _sections_at(loc: Iterable[str | int]) -> list[type[Section]]:
         if isinstance(part, int):
             continue
         tagged = [
-            section for section in sections
+            section
+            for section in sections
             if "kind" in section.model_fields and section.model_fields["kind"].default == part
         ]
-        sections = tagged if tagged and len(sections) > 1 else [
-            member
-            for section in sections
-            if part in section.model_fields
-            for member in _members(section.model_fields[part].annotation)
-        ]
+        sections = (
+            tagged
+            if tagged and len(sections) > 1
+            else [
+                member
+                for section in sections
+                if part in section.model_fields
+                for member in _members(section.model_fields[part].annotation)
+            ]
+        )
     return sections
 
 
@@ -129,7 +134,8 @@ def _unknown_key(loc: tuple[str | int, ...]) -> str:
     initials = [name for name in known if "".join(word[0] for word in name.split("_")) == key]
     # Within the same section it would mostly be the key of another kind.
     elsewhere = [
-        path for path in _key_paths(Config)
+        path
+        for path in _key_paths(Config)
         if path.endswith(f".{key}") and not path.startswith(f"{loc[0]}.")
     ]
     candidates = [*get_close_matches(key, known, 1), *initials]

@@ -96,9 +96,7 @@ class DataConfig(Section):
                 "batch must have one size"
             )
         if self.source == "directory" and self.path is None:
-            raise ValueError(
-                "source: directory needs path, the folder that holds train/ and test/"
-            )
+            raise ValueError("source: directory needs path, the folder that holds train/ and test/")
         if self.source in ("cifar10", "shapes") and self.image_size not in (None, (32, 32)):
             raise ValueError(
                 f"{self.source} has images of 32x32 pixels and is never resized. "
@@ -126,7 +124,8 @@ class _Optimizer(Section):
     @model_validator(mode="after")
     def _one_clipping(self) -> _Optimizer:
         given = [
-            key for key in ("clipnorm", "global_clipnorm", "clipvalue")
+            key
+            for key in ("clipnorm", "global_clipnorm", "clipvalue")
             if getattr(self, key) is not None
         ]
         if len(given) > 1:
@@ -230,8 +229,7 @@ class StepSchedule(_WarmUp):
     def _boundaries_rise(self) -> StepSchedule:
         if list(self.boundary_epochs) != sorted(set(self.boundary_epochs)):
             raise ValueError(
-                "boundary_epochs must rise. Received: "
-                f"boundary_epochs={list(self.boundary_epochs)}"
+                f"boundary_epochs must rise. Received: boundary_epochs={list(self.boundary_epochs)}"
             )
         return self
 
@@ -322,10 +320,12 @@ SECTIONS_BY_KIND = frozenset({"optimizer", "schedule"})
 
 # The same for sections whose kind can also be written as a name or `{name: {...}}`;
 # `*` stands for any item of a list.
-SECTIONS_BY_NAME = frozenset({
-    "data.augment.*",
-    "model.block.normalization",
-    "model.block.kernel_initializer",
-    "model.block.bias_initializer",
-    "model.head.kernel_initializer",
-})
+SECTIONS_BY_NAME = frozenset(
+    {
+        "data.augment.*",
+        "model.block.normalization",
+        "model.block.kernel_initializer",
+        "model.block.bias_initializer",
+        "model.head.kernel_initializer",
+    }
+)

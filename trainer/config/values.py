@@ -47,7 +47,7 @@ def name_or_options(value: Any) -> Any:
     if isinstance(value, str):
         return {"kind": value}
     if isinstance(value, dict) and "kind" not in value and len(value) == 1:
-        (kind, options), = value.items()
+        ((kind, options),) = value.items()
         if options is None:
             return {"kind": kind}
         if isinstance(options, dict):

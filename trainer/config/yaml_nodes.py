@@ -201,9 +201,7 @@ def parse(
         raise ConfigError(_syntax_message(error, text, source, in_file)) from None
 
 
-def _syntax_message(
-    error: yaml.MarkedYAMLError, text: str, source: str, in_file: bool
-) -> str:
+def _syntax_message(error: yaml.MarkedYAMLError, text: str, source: str, in_file: bool) -> str:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     # An unclosed bracket is found behind the last line.

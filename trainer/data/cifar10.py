@@ -24,13 +24,20 @@ from trainer.data.sources import Part, Split
 from trainer.errors import DataError
 
 CLASS_NAMES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
 )
 IMAGES_PER_FILE = 10_000
 _PIXEL_BYTES = 3 * 32 * 32
-_AGAIN = (
-    "Unpack the archive again, or download it afresh from https://www.cs.toronto.edu/~kriz/cifar.html"
-)
+_AGAIN = "Unpack the archive again, or download it afresh from https://www.cs.toronto.edu/~kriz/cifar.html"
 _WANTED = (
     "a folder with data_batch_1 to data_batch_5 and test_batch (Python layout), or with "
     "data_batch_1.bin to data_batch_5.bin and test_batch.bin (binary layout)"
@@ -268,6 +275,9 @@ def _load_through_keras(part: Part) -> Split:
         ) from error
     images, labels = train if part == "train" else test
     return Split(
-        images, labels.reshape(-1).astype(np.int32), CLASS_NAMES,
-        "keras.datasets.cifar10", synthetic=False,
+        images,
+        labels.reshape(-1).astype(np.int32),
+        CLASS_NAMES,
+        "keras.datasets.cifar10",
+        synthetic=False,
     )

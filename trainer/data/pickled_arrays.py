@@ -39,8 +39,7 @@ def load_pickle(payload: bytes) -> Any:
     if not isinstance(content, dict):
         return content
     return {
-        key: value.values if isinstance(value, _Array) else value
-        for key, value in content.items()
+        key: value.values if isinstance(value, _Array) else value for key, value in content.items()
     }
 
 

@@ -10,9 +10,7 @@ from trainer.data.sources import Split
 from trainer.errors import DataError
 
 
-def split_off_validation(
-    split: Split, fraction: float, seed: int
-) -> tuple[Split, Split | None]:
+def split_off_validation(split: Split, fraction: float, seed: int) -> tuple[Split, Split | None]:
     """Divide a split in two, with the same share of every class in both.
 
     Args:
