@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 
 GIB = 2**30
-# AVX-512's bfloat16 is not named: a ResNet-20 step took 1.4 times as long with it as in
-# float32 (TensorFlow 2.21, two cores). AMX multiplies whole tiles.
+# AVX-512's bfloat16 is not named: in a rough trial on two loaded cores a ResNet-20 step
+# took more CPU time with it than in float32 (TensorFlow 2.21). AMX multiplies whole tiles.
 _BFLOAT16_FLAGS = ("amx_bf16",)
 
 _VARIABLES = ("CIFAR10_DIR", "CUDA_VISIBLE_DEVICES", "KERAS_BACKEND", "KERAS_HOME", "XLA_FLAGS")
