@@ -1,7 +1,8 @@
 """What one training step does to a model, computed slowly and plainly: the oracle.
 
-Gradients come from a bare `tf.GradientTape`, weights from stock Keras, and all arithmetic on
-them is NumPy in float64. Nothing of the recorder is used here.
+Gradients come from a bare `tf.GradientTape`, weights from stock Keras, outputs of layers from
+a functional model that ends at them, and all arithmetic on them is NumPy in float64. Nothing
+of the recorder is used here.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config.model_schema import ModelSpec
-from trainer.models import PixelScaling, build_model
+from trainer.models import build_model
+from trainer.pixels import PixelScaling
 
 IMAGE_SHAPE = (8, 8, 3)
 NUM_CLASSES = 3
 BATCH_SIZE = 8
 NUM_STEPS = 8
+
+# What activations are recorded of the tiny network: the stem's activation and each block.
+LAYERS = ("stem_act", "stage0_block0", "stage1_block0")
 
 Arrays = list[np.ndarray]
 
@@ -137,9 +142,26 @@ def clip(grads: Arrays, clipping: dict[str, float]) -> Arrays:
     return grads
 
 
+def activation_statistics(
+    values: np.ndarray, is_saturated: np.ndarray | None = None
+) -> tuple[float, ...]:
+    """Mean, deviation, largest magnitude, zeros, saturated and non-finite count of values."""
+    values = values.astype(np.float64)
+    saturated = np.nan if is_saturated is None else is_saturated.mean()
+    with np.errstate(invalid="ignore"):
+        return (
+            values.mean(),
+            values.std(),
+            abs(values).max(),
+            np.mean(values == 0),
+            saturated,
+            np.sum(~np.isfinite(values)),
+        )
+
+
 @dataclass(frozen=True)
 class Step:
-    """What happened in one step; arrays are float64, one per variable."""
+    """What happened in one step; arrays are float64, one per variable; outputs one per layer."""
 
     loss: float
     learning_rate: float
@@ -149,6 +171,7 @@ class Step:
     clipped: Arrays
     before: Arrays
     after: Arrays
+    outputs: Arrays
 
     @property
     def is_finite(self) -> bool:
@@ -174,6 +197,10 @@ class Step:
                 ]
             )
 
+    def activations(self, num_images: int | None) -> np.ndarray:
+        """Statistics of `LAYERS` over the first images, shape (layers, 6)."""
+        return np.array([activation_statistics(output[:num_images]) for output in self.outputs])
+
 
 class Observer(keras.callbacks.Callback):
     """Looks at every step of a stock `fit` from outside.
@@ -190,14 +217,18 @@ class Observer(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        names = {layer.name for layer in model.layers}
+        looked_at = [model.get_layer(name).output for name in LAYERS if name in names]
+        watched = keras.Model(model.inputs, [*looked_at, model.outputs[0]])
 
-        def differentiate(x: Any, y: Any, scale: Any) -> tuple[Any, Any]:
+        def differentiate(x: Any, y: Any, scale: Any) -> tuple[Any, Any, Any]:
             with tf.GradientTape() as tape:
-                loss = cross_entropy(y, model(x, training=True))
+                *outputs, logits = keras.tree.flatten(watched(x, training=True))
+                loss = cross_entropy(y, logits)
                 if model.losses:
                     loss += tf.add_n(model.losses)
                 scaled = loss * scale
-            return loss, tape.gradient(scaled, model.trainable_variables)
+            return loss, tape.gradient(scaled, model.trainable_variables), outputs
 
         if not model.run_eagerly:
             # Compiled as the step is, so that both round alike.
@@ -213,7 +244,7 @@ class Observer(keras.callbacks.Callback):
         scale = float(getattr(model.optimizer, "dynamic_scale", 1.0))
         before = values_of(model.trainable_variables)
         state = values_of(model.non_trainable_variables)
-        loss, grads = self._differentiate(
+        loss, grads, outputs = self._differentiate(
             tf.constant(self._images[rows]), tf.constant(self._labels[rows]), tf.constant(scale)
         )
         # The tape's own pass has moved batch statistics and dropout's seed.
@@ -232,6 +263,7 @@ class Observer(keras.callbacks.Callback):
             "raw": raw,
             "clipped": clip(raw, clipping),
             "before": [value.astype(np.float64) for value in before],
+            "outputs": [tf.cast(output, tf.float64).numpy() for output in outputs],
         }
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

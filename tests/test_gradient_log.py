@@ -12,18 +12,22 @@ import pytest
 
 from trainer.errors import RunDirectoryError
 from trainer.gradient_log import (
-    MOMENTS,
-    NORMS,
-    STEP_DTYPE,
     VARIABLES_FILE,
-    WINDOW_STATS,
     WINDOWS_FILE,
     GradientLog,
     GradientLogWriter,
     LogHeader,
-    RecordedSteps,
     VariableInfo,
     first_to_last_ratio,
+)
+from trainer.recorded_steps import (
+    ACTIVATIONS,
+    MOMENTS,
+    NORMS,
+    STEP_DTYPE,
+    WINDOW_ACTIVATIONS,
+    WINDOW_STATS,
+    RecordedSteps,
 )
 
 VARIABLES = (
@@ -31,11 +35,19 @@ VARIABLES = (
     VariableInfo("conv/bias", (2,)),
     VariableInfo("unused/kernel", (4, 4), connected=False),
 )
-HEADER = LogHeader(VARIABLES, clipping={"clipnorm": 1.0}, every_steps=2, moments_every_steps=2)
+HEADER = LogHeader(
+    VARIABLES,
+    clipping={"clipnorm": 1.0},
+    every_steps=2,
+    moments_every_steps=2,
+    activations=("stem_act", "block"),
+    activations_every_steps=2,
+    activation_images=16,
+)
 
 
 def make_window(first_step: int, num_steps: int = 4, seed: int = 0) -> RecordedSteps:
-    """Return made-up steps whose moments are recorded at every second step."""
+    """Return made-up steps; every second one has moments and activations."""
     generator = np.random.default_rng(seed + first_step)
     steps = np.zeros(num_steps, STEP_DTYPE)
     steps["step"] = first_step + np.arange(num_steps)
@@ -44,7 +56,9 @@ def make_window(first_step: int, num_steps: int = 4, seed: int = 0) -> RecordedS
     norms = generator.random((num_steps, 3, len(NORMS))).astype(np.float32)
     moments = generator.random((num_steps, 3, len(MOMENTS))).astype(np.float32)
     moments[1::2] = np.nan
-    return RecordedSteps(steps, norms, moments)
+    activations = generator.random((num_steps, 2, len(ACTIVATIONS))).astype(np.float32)
+    activations[1::2] = np.nan
+    return RecordedSteps(steps, norms, moments, activations)
 
 
 def write_log(directory: Path, windows: int = 3) -> list[RecordedSteps]:
@@ -64,6 +78,8 @@ def test_a_log_reads_back_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(log.window_steps, [[0, 3], [4, 7], [8, 11]])
     assert log.table.shape == (3, len(WINDOW_STATS), 3)
     assert log.table.dtype == np.float32
+    assert log.activation_table.shape == (3, len(WINDOW_ACTIVATIONS), 2)
+    assert log.activation_table.dtype == np.float32
 
 
 def test_every_statistic_of_a_window_is_that_of_its_steps(tmp_path: Path) -> None:
@@ -143,7 +159,124 @@ def test_an_unknown_statistic_is_refused_with_the_known_ones(tmp_path: Path) -> 
         GradientLog.read(tmp_path).stat("norm")
 
 
+# ---- activations ----
+
+
+def test_activations_are_summarized_over_the_steps_that_recorded_them(tmp_path: Path) -> None:
+    windows = write_log(tmp_path)
+    log = GradientLog.read(tmp_path)
+    for index, window in enumerate(windows):
+        for position, name in enumerate(ACTIVATIONS):
+            values = window.activations[[0, 2], :, position].astype(np.float64)
+            for part in ("min", "median", "max"):
+                expected = getattr(np, part)(values, axis=0)
+                found = log.activation(f"{name}/{part}")[index]
+                np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_window_without_activations_is_nan_and_smaller(tmp_path: Path) -> None:
+    writer = GradientLogWriter(tmp_path, HEADER)
+    sizes = [0]
+    for index in range(3):
+        window = make_window(4 * index)
+        if index == 1:
+            window.activations[:] = np.nan
+        writer.append(window)
+        sizes.append((tmp_path / WINDOWS_FILE).stat().st_size)
+    first, second, third = np.diff(sizes)
+    assert first == third == second + 4 * len(WINDOW_ACTIVATIONS) * 2
+    log = GradientLog.read(tmp_path)
+    assert log.problem is None
+    has_values = np.isfinite(log.activation_table).all(axis=(1, 2))
+    np.testing.assert_array_equal(has_values, [True, False, True])
+    assert np.isnan(log.activation("mean/median")[1]).all()
+
+
+def test_a_layer_without_bounds_and_one_never_seen_are_nan_and_hide_no_other() -> None:
+    window = make_window(0)
+    saturated = ACTIVATIONS.index("saturated_fraction")
+    window.activations[:, 0, saturated] = np.nan
+    window.activations[:, 1] = np.nan
+    table = window.summarize_activations()
+    assert table is not None
+    summary = dict(zip(WINDOW_ACTIVATIONS, table, strict=True))
+    assert np.isfinite(summary["mean/median"][0]) and np.isnan(summary["mean/median"][1])
+    assert np.isnan(summary["saturated_fraction/max"][0])
+
+
+def test_an_unknown_statistic_of_activations_is_refused_with_the_known_ones(
+    tmp_path: Path,
+) -> None:
+    write_log(tmp_path)
+    with pytest.raises(KeyError, match=r"no statistic of activations 'std'; there are mean/min, "):
+        GradientLog.read(tmp_path).activation("std")
+
+
+# ---- other versions ----
+
+
+def write_format_1(directory: Path) -> list[RecordedSteps]:
+    """Write a log as it was before activations: the same frames, and a header without them."""
+    writer = GradientLogWriter(directory, replace(HEADER, activations=()))
+    windows = [replace(make_window(4 * i), activations=np.empty((0, 0, 6))) for i in range(3)]
+    for window in windows:
+        writer.append(window)
+    path = directory / VARIABLES_FILE
+    values = json.loads(path.read_text())
+    for name in ("activations", "activations_every_steps", "activation_images"):
+        del values[name]
+    path.write_text(json.dumps({**values, "format_version": 1}))
+    return windows
+
+
+def test_a_log_of_format_1_reads_as_one_without_activations(tmp_path: Path) -> None:
+    windows = write_format_1(tmp_path)
+    log = GradientLog.read(tmp_path)
+    assert log.problem is None
+    assert log.header == LogHeader(
+        VARIABLES, clipping={"clipnorm": 1.0}, every_steps=2, moments_every_steps=2
+    )
+    np.testing.assert_array_equal(log.steps, np.concatenate([w.steps for w in windows]))
+    np.testing.assert_array_equal(log.table[1], windows[1].summarize())
+    assert log.activation("mean/max").shape == (3, 0)
+
+
+def test_a_run_of_format_1_goes_on_in_format_2_and_keeps_its_windows(tmp_path: Path) -> None:
+    windows = write_format_1(tmp_path)
+    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(make_window(8))
+    log = GradientLog.read(tmp_path)
+    assert log.problem is None
+    np.testing.assert_array_equal(log.steps[:8], np.concatenate([w.steps for w in windows[:2]]))
+    means = log.activation("mean/median")
+    np.testing.assert_array_equal(np.isnan(means[:, 0]), [True, True, False])
+
+
+def test_another_format_is_refused_with_all_versions(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    path = tmp_path / VARIABLES_FILE
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "format_version": 3}))
+    with pytest.raises(RunDirectoryError, match=r"of format 1 and 2\. Received: format_version=3"):
+        GradientLog.read(tmp_path)
+
+
 # ---- torn and damaged files ----
+
+
+def test_a_header_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_log(tmp_path)
+    write = Path.write_text
+
+    def full_disk(self: Path, text: str, **options: Any) -> int:
+        write(self, text[:100], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(RunDirectoryError, match="No space left on device"):
+        GradientLogWriter(tmp_path, replace(HEADER, clipping={}), resume_at=12)
+    assert GradientLog.read(tmp_path).header == HEADER
 
 
 def test_cut_at_any_byte_the_earlier_windows_stay_readable(tmp_path: Path) -> None:
@@ -240,15 +373,6 @@ def test_a_header_cut_at_any_byte_is_named(tmp_path: Path) -> None:
             GradientLog.read(tmp_path)
 
 
-def test_another_format_is_refused_with_both_versions(tmp_path: Path) -> None:
-    write_log(tmp_path)
-    path = tmp_path / VARIABLES_FILE
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "format_version": 2}))
-    with pytest.raises(RunDirectoryError, match=r"of format 1\. Received: format_version=2"):
-        GradientLog.read(tmp_path)
-
-
 # ---- resuming ----
 
 
@@ -301,7 +425,8 @@ def test_a_window_costs_bytes_by_steps_and_variables_and_not_by_parameters(
         GradientLogWriter(directory, replace(HEADER, variables=variables)).append(make_window(0))
         sizes.append((directory / WINDOWS_FILE).stat().st_size)
     assert sizes[0] == sizes[1]
-    assert sizes[0] <= 16 + 4 * STEP_DTYPE.itemsize + 4 * len(WINDOW_STATS) * len(VARIABLES)
+    values = len(WINDOW_STATS) * len(VARIABLES) + len(WINDOW_ACTIVATIONS) * len(HEADER.activations)
+    assert sizes[0] <= 16 + 4 * STEP_DTYPE.itemsize + 4 * values
 
 
 def test_reading_a_log_imports_no_tensorflow(tmp_path: Path) -> None:

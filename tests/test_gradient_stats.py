@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from gradient_oracle import (
     CLIPPING,
+    LAYERS,
     Arrays,
     Case,
     Observer,
@@ -25,8 +26,10 @@ from gradient_oracle import (
 )
 
 from trainer.callbacks import GradientRecorder
-from trainer.gradient_hook import StepHook, StepRecorder, clipping_of
-from trainer.gradient_log import MOMENTS, NORMS, GradientLog, RecordedSteps
+from trainer.gradient_hook import StepHook, clipping_of
+from trainer.gradient_log import GradientLog
+from trainer.recorded_steps import MOMENTS, NORMS, RecordedSteps
+from trainer.window_buffer import WindowBuffer
 
 # XLA takes its time: up to half a minute a case on two cores, longer on busy ones.
 pytestmark = pytest.mark.timeout(600)
@@ -56,8 +59,12 @@ SETTINGS = (
     ("sgd", "adam", "adamw"),
 )
 
+# Of the eight of a batch, activations are recorded of these.
+NUM_IMAGES = 3
+
 # Float32 sums of some hundred terms, rounded a few times: measured 2.1e-7 at most.
 RTOL = 1e-6
+ACTIVATION_RTOL = {"float32": 1e-5, "mixed_float16": 1e-3, "mixed_bfloat16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def concatenate(windows: list[RecordedSteps]) -> RecordedSteps:
     return RecordedSteps(
         *(
             np.concatenate([getattr(window, name) for window in windows])
-            for name in ("steps", "norms", "moments")
+            for name in ("steps", "norms", "moments", "activations")
         )
     )
 
@@ -86,17 +93,21 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     case: Case = request.param
     directory = tmp_path_factory.mktemp("gradients")
     recorder = GradientRecorder(
-        directory, window_steps=case.steps_per_execution, moments_every_steps=1
+        directory,
+        window_steps=case.steps_per_execution,
+        moments_every_steps=1,
+        activations_every_steps=1,
+        activation_images=NUM_IMAGES,
     )
     windows: list[RecordedSteps] = []
-    read = StepRecorder.read
+    read = WindowBuffer.read
 
-    def spy(self: StepRecorder) -> RecordedSteps:
+    def spy(self: WindowBuffer) -> RecordedSteps:
         windows.append(read(self))
         return windows[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StepRecorder, "read", spy)
+        patch.setattr(WindowBuffer, "read", spy)
         recorded_state = train(make_model(case), make_data(), [recorder])
     observer = Observer(*make_data())
     stock_state = train(make_model(replace(case, steps_per_execution=1)), make_data(), [observer])
@@ -143,6 +154,20 @@ def test_every_moment_equals_that_of_the_oracle(run: Run) -> None:
         np.testing.assert_allclose(moments[:, 3], expected[:, 3], rtol=RTOL)
         np.testing.assert_array_equal(moments[:, 4], expected[:, 4])
         assert not np.isfinite(moments[~is_finite, :3]).any()
+
+
+def test_every_activation_equals_that_of_the_oracle(run: Run) -> None:
+    assert run.log.header.activations == LAYERS
+    assert run.log.header.activation_images == (None if run.case.mode == "xla" else NUM_IMAGES)
+    for index, step in enumerate(run.steps):
+        # XLA knows no choice, and an overflow is a reason to look at all images.
+        is_all = run.case.mode == "xla" or not step.is_finite
+        expected = step.activations(None if is_all else NUM_IMAGES)
+        # The statistics keep as many digits as the outputs of the two graphs agree in.
+        rtol = ACTIVATION_RTOL[run.case.precision]
+        np.testing.assert_allclose(
+            run.recorded.activations[index], expected, rtol=rtol, atol=rtol, err_msg=str(index)
+        )
 
 
 def test_what_is_recorded_of_the_whole_step_equals_the_oracle(run: Run) -> None:
@@ -253,14 +278,14 @@ def record_given(
     """Return what one SGD step records, and by what it really moved the weights."""
     model = GivenGradients(gradients)
     model.compile(keras.optimizers.SGD(1.0, **clipping), jit_compile=jit)
-    recorder = StepRecorder(window_steps=1)
-    hook = StepHook(model.optimizer, recorder)
+    buffer = WindowBuffer(window_steps=1)
+    hook = StepHook(model.optimizer, buffer)
     hook.install()
     before = values_of(model.trainable_variables)
     model.fit(np.ones((1, 1), np.float32), verbose=0)
     hook.remove()
     after = values_of(model.trainable_variables)
-    return recorder.read(), [b - a for a, b in zip(after, before, strict=True)]
+    return buffer.read(), [b - a for a, b in zip(after, before, strict=True)]
 
 
 @pytest.fixture(params=[False, True], ids=["graph", "xla"])
@@ -325,12 +350,12 @@ def test_nan_and_infinity_are_reported_and_not_averaged_away(tmp_path: Path, jit
 def test_a_step_with_a_nan_is_recorded_in_full_out_of_turn() -> None:
     model = GivenGradients([np.array([1, np.nan], np.float32)])
     model.compile(keras.optimizers.SGD(1.0))
-    recorder = StepRecorder(window_steps=3, moments_every_steps=10)
-    hook = StepHook(model.optimizer, recorder)
+    buffer = WindowBuffer(window_steps=3, moments_every_steps=10)
+    hook = StepHook(model.optimizer, buffer)
     hook.install()
     model.fit(np.ones((3, 1), np.float32), batch_size=1, verbose=0)
     hook.remove()
-    np.testing.assert_array_equal(recorder.read().moments[:, 0, 4], [1, 1, 1])
+    np.testing.assert_array_equal(buffer.read().moments[:, 0, 4], [1, 1, 1])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradient_oracle import CLIPPING
+from gradient_oracle import CLIPPING, LAYERS
 
 # The first test waits for all trainings of the other process.
 pytestmark = pytest.mark.timeout(600)
@@ -96,6 +96,18 @@ def test_a_network_with_synchronized_normalization_trains_like_on_one_device(
         np.median(one["norms"][:, :, 0].reshape(2, 4, -1), axis=1),
         rtol=1e-4,
         atol=1e-6,
+    )
+
+
+def test_activations_are_those_of_all_replicas_images_together(
+    results: dict[Any, dict[str, Any]],
+) -> None:
+    # The halves of a batch, one a replica, are unlike.
+    recorded, one = results["network", "recorded"], results["network", "one"]
+    assert recorded["header"].activations == LAYERS
+    steps = one["activations"].reshape(2, 4, len(LAYERS), -1)
+    np.testing.assert_allclose(
+        recorded["activations"], np.median(steps, axis=1), rtol=1e-4, atol=1e-6
     )
 
 

@@ -27,11 +27,19 @@ from gradient_oracle import (
     train,
     values_of,
 )
+from recorded_models import OwnStep
 
 from trainer import GradientRecorder
 from trainer.gradient_hook import StepHook
+from trainer.recorded_steps import ACTIVATIONS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+EVERYTHING: dict[str, Any] = {
+    "window_steps": 1,
+    "moments_every_steps": 1,
+    "activations_every_steps": 1,
+    "activation_images": None,
+}
 
 Data = tuple[np.ndarray, np.ndarray]
 Compiled = Callable[[], keras.Model]
@@ -70,7 +78,7 @@ def make_embedding() -> keras.Model:
     )
 
 
-class OwnStep(keras.Model):
+class UnusedWeight(OwnStep):
     """Built in its first step, passes no loss to `scale_loss`, leaves one variable out."""
 
     def __init__(self) -> None:
@@ -82,19 +90,10 @@ class OwnStep(keras.Model):
     def call(self, inputs: Any) -> Any:
         return self.dense(self.flatten(inputs))
 
-    def train_step(self, data: Any) -> dict[str, Any]:
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
-        weights = self.trainable_variables
-        grads = tape.gradient(loss, weights)
-        self.optimizer.apply_gradients(zip(grads, weights, strict=True))
-        return {"loss": loss}
-
 
 def make_own_step() -> keras.Model:
     keras.utils.set_random_seed(1)
-    return OwnStep()
+    return UnusedWeight()
 
 
 def compiler(
@@ -130,6 +129,7 @@ def on_one_device(build: Compiled, data: Data, observe: bool = True) -> dict[str
         "norms": np.array([step.norms() for step in observer.steps]),
         "loss": np.array([step.loss for step in observer.steps]),
         "skipped": np.array([step.skipped for step in observer.steps]),
+        "activations": np.array([step.activations(None) for step in observer.steps]),
     }
 
 
@@ -144,13 +144,15 @@ def on_two_devices(build: Compiled, data: Data, how: str, **options: Any) -> dic
     result: dict[str, Any] = {}
     if how == "recorded":
         with tempfile.TemporaryDirectory() as folder:
-            options = {"window_steps": 1, "moments_every_steps": 1, **options}
-            recorder = GradientRecorder(folder, **options)
+            recorder = GradientRecorder(folder, **(EVERYTHING | options))
             train(model, data, [recorder])
             log = recorder.log()
         result = {"steps": log.steps, "header": log.header}
         for name in ("raw_norm", "clipped_norm", "update_norm", "weight_norm"):
             result[name] = log.stat(f"{name}/median")
+        result["activations"] = np.stack(
+            [log.activation(f"{name}/median") for name in ACTIVATIONS], axis=-1
+        )
     else:
         hook = StepHook(model.optimizer, None)
         if how == "hook":

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from trainer.activation_hook import ActivationHook, activation_layers
 from trainer.errors import NonFiniteError
-from trainer.gradient_hook import StepHook, StepRecorder, clipping_of
-from trainer.gradient_log import (
-    GradientLog,
-    GradientLogWriter,
-    LogHeader,
-    RecordedSteps,
-    first_to_last_ratio,
-)
+from trainer.gradient_hook import StepHook, clipping_of
+from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, first_to_last_ratio
+from trainer.recorded_steps import ACTIVATIONS, RecordedSteps
+from trainer.window_buffer import WindowBuffer
 
 
 class GradientRecorder(keras.callbacks.Callback):
-    """Record gradients inside the training step of any compiled Keras model.
+    """Record gradients and activations inside the training step of any compiled Keras model.
 
     Example:
 
         recorder = GradientRecorder("gradients")
         model.fit(x, y, epochs=3, callbacks=[recorder])
         print(recorder.log().stat("raw_norm/median"))
+        print(recorder.log().activation("zero_fraction/median"))
 
     The weights that `fit` arrives at are bit-identical with and without it, but for
     one deliberate difference: under a strategy with several replicas gradients are
@@ -40,6 +37,9 @@ class GradientRecorder(keras.callbacks.Callback):
     gradients that is one micro-batch: raw is its gradient, clipped is what clipping
     would make of it alone, and update is 0 until the accumulated gradients are applied.
 
+    Activations are what chosen layers return in the step's own forward pass. Under a
+    strategy their statistics are those of all replicas' images together.
+
     Args:
         directory: Where the log goes; an existing log there is replaced.
         window_steps: Recorded steps between two visits of the host, and one window of
@@ -47,6 +47,13 @@ class GradientRecorder(keras.callbacks.Callback):
         every_steps: Record every n-th step.
         moments_every_steps: Record mean, deviation, largest magnitude and zeros of every
             n-th recorded step; a step with a non-finite gradient always.
+        activations_every_steps: Record activations of every n-th recorded step, and of
+            every one with a loss or a gradient that is not finite; 0 is never.
+        activation_layers: Names or paths of the layers to record. By default those that
+            change values nonlinearly: `activation_hook.activation_layers` has the rule.
+        activation_images: Look at the first so many images of each replica's share of
+            the batch, and at all of them in a step that is not finite; None is always
+            all. Where XLA compiles the step it is always all: no branch, no choice.
         on_error: `"warn"` says once that a loss or a gradient is not finite;
             `"stop"` raises `NonFiniteError` at the end of that window.
         first_step: Number of the first step, when a training is resumed: the log in
@@ -63,6 +70,9 @@ class GradientRecorder(keras.callbacks.Callback):
         window_steps: int = 50,
         every_steps: int = 1,
         moments_every_steps: int = 10,
+        activations_every_steps: int = 10,
+        activation_layers: Sequence[str] | None = None,
+        activation_images: int | None = 16,
         on_error: Literal["warn", "stop"] = "warn",
         first_step: int = 0,
         warn: Callable[[str], None] | None = None,
@@ -72,6 +82,9 @@ class GradientRecorder(keras.callbacks.Callback):
         self.window_steps = window_steps
         self.every_steps = every_steps
         self.moments_every_steps = moments_every_steps
+        self.activations_every_steps = activations_every_steps
+        self.activation_layers = activation_layers
+        self.activation_images = activation_images
         self.on_error = on_error
         self.first_step = first_step
         self.health = float("nan")
@@ -79,7 +92,8 @@ class GradientRecorder(keras.callbacks.Callback):
         self._has_warned = False
         self._pending_steps = 0
         self._hook: StepHook | None = None
-        self._recorder: StepRecorder | None = None
+        self._buffer: WindowBuffer | None = None
+        self._activations: ActivationHook | None = None
         self._writer: GradientLogWriter | None = None
         self._epoch_norms: list[np.ndarray] = []
 
@@ -99,25 +113,39 @@ class GradientRecorder(keras.callbacks.Callback):
         # Left by a `fit` that raised.
         self._uninstall()
         self._pending_steps = 0
-        self._recorder = StepRecorder(
+        self._activations = self._make_activation_hook()
+        self._buffer = WindowBuffer(
             self.window_steps,
             self.every_steps,
             self.moments_every_steps,
-            self.first_step,
+            self.activations_every_steps,
+            num_layers=0 if self._activations is None else len(self._activations.layers),
+            first_step=self.first_step,
             can_branch=not model.jit_compile,
         )
         self._writer = None
         with model.distribute_strategy.scope():
-            # Inside the step nothing can be made under a strategy. Without one the model,
-            # and then its list of variables, may come to be in the first step.
-            if tf.distribute.has_strategy() and model.trainable_variables:
-                self._recorder.build(model.trainable_variables)
+            # A step that makes variables is traced twice, and under a strategy it can make
+            # none. Only a model that comes to be in its first step leaves no choice.
+            if model.built and model.trainable_variables:
+                self._buffer.build(model.trainable_variables)
                 # Loss scaling would make its variables anew.
                 if not model.optimizer.built:
                     model.optimizer.build(model.trainable_variables)
-        self._hook = StepHook(model.optimizer, self._recorder)
+        self._hook = StepHook(
+            model.optimizer, self._buffer, self._activations, self._images_looked_at()
+        )
         self._hook.install()
         model.make_train_function(force=True)
+
+    def _make_activation_hook(self) -> ActivationHook | None:
+        if not self.activations_every_steps:
+            return None
+        layers = activation_layers(self.model, self.activation_layers)
+        return ActivationHook(self.model, layers) if layers else None
+
+    def _images_looked_at(self) -> int | None:
+        return None if self.model.jit_compile else self.activation_images
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         # At the begin, not the end: a callback with `on_train_batch_end` makes Keras wait
@@ -143,21 +171,24 @@ class GradientRecorder(keras.callbacks.Callback):
 
     def flush(self) -> None:
         """Take what the graph holds to the log; waits for the device."""
-        if self._recorder is None:
+        if self._buffer is None:
             return
         self._pending_steps = 0
-        window = self._recorder.read()
+        window = self._buffer.read()
         if not len(window):
             return
         if self._writer is None:
             self._header = LogHeader(
-                variables=self._recorder.variables,
+                variables=self._buffer.variables,
                 clipping=clipping_of(self.model.optimizer),
                 every_steps=self.every_steps,
                 moments_every_steps=self.moments_every_steps,
                 window_steps=self.window_steps,
                 num_replicas=self.model.distribute_strategy.num_replicas_in_sync,
-                has_loss=self._recorder.has_loss,
+                has_loss=self._buffer.has_loss,
+                activations=() if self._activations is None else self._activations.paths,
+                activations_every_steps=self.activations_every_steps,
+                activation_images=self._images_looked_at(),
             )
             self._writer = GradientLogWriter(self.directory, self._header, self.first_step)
         self._writer.append(window)
@@ -175,7 +206,8 @@ class GradientRecorder(keras.callbacks.Callback):
             self._uninstall()
 
     def _uninstall(self) -> None:
-        self._recorder = None
+        self._buffer = None
+        self._activations = None
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -207,14 +239,29 @@ def describe_non_finite(window: RecordedSteps, header: LogHeader) -> str | None:
         return None
     index = int(np.argmax(is_bad))
     row = steps[index]
-    names = [header.paths[i] for i in np.flatnonzero(~np.isfinite(window.norms[index, :, 0]))]
+    bad_gradients = ~np.isfinite(window.norms[index, :, 0])
     what = []
     if is_bad_loss[index]:
         what.append(f"the loss is {row['loss']}")
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        what.append(f"the gradient of {names[0]}{more} is not finite")
+    if bad_gradients.any():
+        what.append(f"the gradient of {_first_of(header.paths, bad_gradients)} is not finite")
     return (
-        f"step {row['step']}: {' and '.join(what)} (learning rate {row['learning_rate']:.3g}). "
+        f"step {row['step']}: {' and '.join(what)}{_forward_pass(window, index, header)} "
+        f"(learning rate {row['learning_rate']:.3g}). "
         "Try a lower learning rate, a warm-up, or clipping (optimizer.global_clipnorm: 1.0)"
     )
+
+
+def _forward_pass(window: RecordedSteps, index: int, header: LogHeader) -> str:
+    """Whether the outputs of layers were finite at a step; nothing if that is not known."""
+    if not window.has_activations[index]:
+        return ""
+    counts = window.activations[index, :, ACTIVATIONS.index("nonfinite_count")]
+    if not (counts > 0).any():
+        return "; the recorded layers' outputs are all finite"
+    return f"; already the output of {_first_of(header.activations, counts > 0)} is not"
+
+
+def _first_of(names: Sequence[str], is_bad: np.ndarray) -> str:
+    more = f" and {is_bad.sum() - 1} more" if is_bad.sum() > 1 else ""
+    return f"{names[int(np.argmax(is_bad))]}{more}"

@@ -10,15 +10,16 @@ In one call of `apply`, in this order:
     1. reduce: sum gradients over replicas. Keras clips each replica's share and sums
        afterwards, which makes `clipnorm` depend on the number of devices.
     2. apply: Keras unscales, clips and updates; its own reduction is switched off.
-    3. record: raw, clipped, update and weight of every variable into a window buffer.
+    3. record: raw, clipped, update and weight of every variable, and the activations
+       that an `ActivationHook` has noted in the forward pass, into a window buffer.
 
-Nothing here synchronizes with the host; `StepRecorder.read` does, once a window.
+Nothing here synchronizes with the host; `WindowBuffer.read` does, once a window.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,145 +27,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.gradient_log import MOMENTS, NORMS, STEP_DTYPE, RecordedSteps, VariableInfo
+from trainer.activation_hook import ActivationHook
+from trainer.activation_stats import PARTS, activation_parts, saturation_of
 from trainer.gradient_stats import clipped_norms, l2_norms, map_values, moments, norm_of_norms
-
-_STEP_FIELDS = tuple(name for name in STEP_DTYPE.names or () if name != "step")
-
-
-class StepRecorder:
-    """A window buffer in the graph, one row a recorded step.
-
-    Args:
-        window_steps: Rows of the buffer: the most recorded steps between two reads.
-        every_steps: Record every n-th step.
-        moments_every_steps: Record every n-th recorded step in full. Steps with a
-            gradient that is not finite are always recorded in full.
-        first_step: Number of the first step, for a resumed training.
-        can_branch: False where XLA compiles the step. A conditional makes it fuse, and
-            so round, the training itself otherwise, and wait for the host on a GPU:
-            everything is then computed at every step, needed or not.
-    """
-
-    def __init__(
-        self,
-        window_steps: int,
-        every_steps: int = 1,
-        moments_every_steps: int = 1,
-        first_step: int = 0,
-        can_branch: bool = True,
-    ) -> None:
-        self.window_steps = window_steps
-        self.every_steps = every_steps
-        self.moments_every_steps = moments_every_steps
-        self.can_branch = can_branch
-        self.variables: tuple[VariableInfo, ...] = ()
-        self.weights: tuple[keras.Variable, ...] = ()
-        self.has_loss = True
-        self._first_step = first_step
-        self._num_read = 0
-        self._buffers: dict[str, tf.Variable] = {}
-
-    @property
-    def is_built(self) -> bool:
-        """Whether the buffers exist: from the first trace of the training step on."""
-        return bool(self._buffers)
-
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Make the buffers; call it in the strategy's scope."""
-        self.weights = tuple(variables)
-        self.variables = tuple(VariableInfo(v.path, tuple(v.shape)) for v in variables)
-        rows, width = self.window_steps, len(variables)
-        shapes = {
-            "norms": (rows, width, len(NORMS)),
-            "moments": (rows, width, len(MOMENTS)),
-            "steps": (rows, len(_STEP_FIELDS)),
-        }
-        for name, shape in shapes.items():
-            self._buffers[name] = _replica_local(tf.zeros(shape), name)
-        self._buffers["count"] = _replica_local(tf.zeros((), tf.int64), "count")
-
-    def note_trace(self, is_connected: Sequence[bool], has_loss: bool) -> None:
-        """Note on which variables the loss depends, and whether the step's loss is known."""
-        self.has_loss = has_loss
-        self.variables = tuple(
-            VariableInfo(v.path, v.shape, connected)
-            for v, connected in zip(self.variables, is_connected, strict=True)
-        )
-
-    def record(self, measure: Callable[[tf.Tensor], dict[str, tf.Tensor]]) -> None:
-        """Record one step, in the graph.
-
-        Args:
-            measure: Called with whether the step's turn is to be recorded in full
-                (a boolean scalar); returns the rows `norms`, `moments` and `steps`.
-        """
-        count = tf.convert_to_tensor(self._buffers["count"])
-        is_turn = tf.equal(count % self.every_steps, 0)
-        index = count // self.every_steps
-
-        def write() -> tf.Tensor:
-            rows = measure(tf.equal(index % self.moments_every_steps, 0))
-            row = index % self.window_steps
-            for name, values in rows.items():
-                if self.every_steps > 1 and not self.can_branch:
-                    values = tf.where(is_turn, values, self._buffers[name][row])
-                _write_row(self._buffers[name], row, values)
-            return tf.constant(True)
-
-        if self.every_steps > 1 and self.can_branch:
-            tf.cond(is_turn, write, lambda: tf.constant(False))
-        else:
-            write()
-        self._buffers["count"].assign(count + 1)
-
-    def read(self) -> RecordedSteps:
-        """Return the steps recorded since the last read; waits for the device.
-
-        Call it before more than `window_steps` further steps are recorded.
-        """
-        if not self.is_built:
-            empty = np.empty(0, STEP_DTYPE)
-            return RecordedSteps(empty, np.empty((0, 0, len(NORMS))), np.empty((0, 0, 5)))
-        count = int(tf.convert_to_tensor(self._buffers["count"]).numpy())
-        end = -(-count // self.every_steps)
-        indices = np.arange(self._num_read, end)
-        if len(indices) > self.window_steps:
-            raise ValueError(
-                "a train step must apply gradients once to be recorded. Received: "
-                f"{len(indices)} records in a window of {self.window_steps} steps"
-            )
-        self._num_read = end
-        rows = indices % self.window_steps
-        values = tf.convert_to_tensor(self._buffers["steps"]).numpy()[rows]
-        steps = np.empty(len(indices), STEP_DTYPE)
-        steps["step"] = self._first_step + indices * self.every_steps
-        for position, name in enumerate(_STEP_FIELDS):
-            steps[name] = values[:, position]
-        return RecordedSteps(
-            steps,
-            tf.convert_to_tensor(self._buffers["norms"]).numpy()[rows],
-            tf.convert_to_tensor(self._buffers["moments"]).numpy()[rows],
-        )
-
-
-def _replica_local(initial: tf.Tensor, name: str) -> tf.Variable:
-    # Every replica holds the same numbers, and each writes its own copy: no traffic.
-    return tf.Variable(
-        initial,
-        trainable=False,
-        name=f"gradient_recorder/{name}",
-        synchronization=tf.VariableSynchronization.ON_READ,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
-
-
-def _write_row(buffer: tf.Variable, row: tf.Tensor, values: tf.Tensor) -> None:
-    if tf.distribute.has_strategy():
-        # A replica-local variable knows no scatter; a window is small enough to copy.
-        buffer.assign(tf.tensor_scatter_nd_update(buffer, [[row]], [values]))
-    else:
-        buffer.scatter_nd_update([[row]], [values])
+from trainer.recorded_steps import MOMENTS, NORMS
+from trainer.window_buffer import STEP_FIELDS, WindowBuffer
 
 
 class StepHook:
@@ -172,20 +39,31 @@ class StepHook:
 
     Install it before the training step is traced, remove it afterwards:
 
-        hook = StepHook(model.optimizer, recorder)
+        hook = StepHook(model.optimizer, buffer)
         hook.install()
         model.make_train_function(force=True)
 
     Args:
         optimizer: Of a compiled model; a `LossScaleOptimizer` too.
-        recorder: None reduces without recording.
+        buffer: Where the step is recorded; None reduces without recording.
+        activations: Whose layers' outputs are recorded too. It is installed and
+            removed together with this hook.
+        activation_images: Look at the first so many images of each replica's share of
+            the batch, and at all of them in a step whose loss or gradient is not
+            finite; None is always all, as it must be where XLA compiles the step.
     """
 
     def __init__(
-        self, optimizer: keras.optimizers.Optimizer, recorder: StepRecorder | None
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        buffer: WindowBuffer | None,
+        activations: ActivationHook | None = None,
+        activation_images: int | None = None,
     ) -> None:
         self._optimizer = optimizer
-        self._recorder = recorder
+        self._buffer = buffer
+        self._activations = activations
+        self._activation_images = activation_images
         # Replicas are threads, and each has its own loss.
         self._of_replica = threading.local()
 
@@ -199,11 +77,15 @@ class StepHook:
         self._apply = self._optimizer.apply
         self._optimizer.scale_loss = self.scale_loss
         self._optimizer.apply = self.apply
+        if self._activations is not None:
+            self._activations.install()
 
     def remove(self) -> None:
-        """Leave the optimizer as it was."""
+        """Leave the optimizer and the layers as they were."""
         for name in ("scale_loss", "apply"):
             self._optimizer.__dict__.pop(name, None)
+        if self._activations is not None:
+            self._activations.remove()
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
         """Note the step's own loss on its way to the tape."""
@@ -222,52 +104,53 @@ class StepHook:
             if replicas is not None and replicas.num_replicas_in_sync > 1:
                 grads, loss = _reduce(replicas, grads, loss)
                 stack.enter_context(_without_reduction(_inner(self._optimizer)))
-            if self._recorder is None:
+            if self._buffer is None:
                 self._apply(grads, variables)
             else:
-                self._apply_and_record(self._recorder, grads, variables, loss)
+                self._apply_and_record(self._buffer, grads, variables, loss)
 
     def _apply_and_record(
         self,
-        recorder: StepRecorder,
+        buffer: WindowBuffer,
         grads: list[Any],
         variables: list[keras.Variable],
         loss: tf.Tensor | None,
     ) -> None:
         optimizer, inner = self._optimizer, _inner(self._optimizer)
         with tf.init_scope():
-            if not recorder.is_built:
-                recorder.build(variables)
+            if not buffer.is_built:
+                buffer.build(variables)
             if not optimizer.built:
                 # The loss scale is a variable from here on.
                 optimizer.build(variables)
         # A train step may train some of the variables, in its own order.
         grad_of = dict(zip(map(id, variables), grads, strict=True))
-        grads_of_weights = [grad_of.get(id(weight)) for weight in recorder.weights]
-        recorder.note_trace([g is not None for g in grads_of_weights], loss is not None)
+        grads_of_weights = [grad_of.get(id(weight)) for weight in buffer.weights]
+        buffer.note_trace([g is not None for g in grads_of_weights], loss is not None)
         # Taken now: all three change in `apply`.
         scale = _loss_scale(optimizer)
         learning_rate = tf.cast(tf.convert_to_tensor(inner.learning_rate), tf.float32)
         # The public `iterations` counts full accumulations of gradients only.
         iterations = tf.convert_to_tensor(inner._iterations.value)
         # `ops.convert_to_tensor` would be read after the update: it is a lazy reference.
-        before = [tf.convert_to_tensor(variable.value) for variable in recorder.weights]
+        before = [tf.convert_to_tensor(variable.value) for variable in buffer.weights]
         self._apply(grads, variables)
-        after = [tf.convert_to_tensor(variable.value) for variable in recorder.weights]
+        after = [tf.convert_to_tensor(variable.value) for variable in buffer.weights]
         is_skipped = tf.equal(iterations, tf.convert_to_tensor(inner._iterations.value))
         clipping = clipping_of(optimizer)
+        outputs = [] if self._activations is None else self._activations.take()
 
-        def measure(in_full: tf.Tensor) -> dict[str, tf.Tensor]:
+        def measure(in_full: tf.Tensor, with_activations: tf.Tensor) -> dict[str, tf.Tensor]:
             weights = [tf.cast(value, tf.float32) for value in before]
             updates = [tf.cast(a, tf.float32) - b for a, b in zip(after, weights, strict=True)]
             unscaled = [
                 tf.zeros_like(weight)
                 if grad is None
-                else map_values(lambda values: tf.cast(values, tf.float32) / scale, grad)
+                else map_values(lambda values: _unscale(values, scale), grad)
                 for grad, weight in zip(grads_of_weights, weights, strict=True)
             ]
             raw = [tf.convert_to_tensor(grad) for grad in unscaled]
-            can_branch = recorder.can_branch
+            can_branch = buffer.can_branch
             raw_norm = l2_norms(raw, can_branch)
             norms = tf.stack(
                 [
@@ -279,28 +162,62 @@ class StepHook:
                 axis=1,
             )
             totals = norm_of_norms(norms)
-            in_full |= ~tf.math.is_finite(totals[0])
+            is_bad = ~tf.math.is_finite(totals[0])
+            in_full |= is_bad
+            if loss is not None:
+                is_bad |= ~tf.math.is_finite(loss)
             step = {
                 "loss": np.float32(np.nan) if loss is None else loss,
                 **{name: totals[i] for i, name in enumerate(NORMS)},
                 "learning_rate": learning_rate,
-                "loss_scale": scale,
+                "loss_scale": 1.0 if scale is None else scale,
                 "skipped": tf.cast(is_skipped, tf.float32),
             }
             absent = tf.fill((len(raw), len(MOMENTS)), np.float32(np.nan))
-            return {
+            rows = {
                 "norms": norms,
                 "moments": (
                     tf.cond(in_full, lambda: moments(raw), lambda: absent)
                     if can_branch
                     else tf.where(in_full, moments(raw), absent)
                 ),
-                "steps": tf.stack([step[name] for name in _STEP_FIELDS]),
+                "steps": tf.stack([step[name] for name in STEP_FIELDS]),
             }
+            if outputs:
+                rows["activations"] = self._measure_activations(
+                    outputs, with_activations, is_bad, can_branch
+                )
+            return rows
 
         # Where a data set of unknown length ends, the graph runs what needs no data.
         with tf.control_dependencies([grad for grad in grads if grad is not None]):
-            recorder.record(measure)
+            buffer.record(measure)
+
+    def _measure_activations(
+        self,
+        outputs: list[list[tf.Tensor]],
+        is_turn: tf.Tensor,
+        is_bad: tf.Tensor,
+        can_branch: bool,
+    ) -> tf.Tensor:
+        """`PARTS` of each layer, shape (layers, len(PARTS)); NaN where they are not wanted."""
+        assert self._activations is not None
+        saturations = [saturation_of(layer) for layer in self._activations.layers]
+        absent = tf.fill((len(outputs), len(PARTS)), np.float32(np.nan))
+        num_images = (
+            None
+            if self._activation_images is None
+            # Slicing stops at the end of the batch.
+            else tf.where(is_bad, np.int32(2**31 - 1), self._activation_images)
+        )
+        if not can_branch:
+            parts = activation_parts(outputs, saturations, num_images, can_branch)
+            return tf.where(is_turn | is_bad, parts, absent)
+        return tf.cond(
+            is_turn | is_bad,
+            lambda: activation_parts(outputs, saturations, num_images),
+            lambda: absent,
+        )
 
 
 def clipping_of(optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
@@ -319,11 +236,18 @@ def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def _loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+def _loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor | None:
+    """What the gradients of this step are too large by, None for nothing."""
     dynamic = getattr(optimizer, "dynamic_scale", None)
     if dynamic is not None:
         return tf.convert_to_tensor(dynamic.value)
-    return tf.constant(optimizer.loss_scale_factor or 1.0, tf.float32)
+    fixed = optimizer.loss_scale_factor
+    return tf.constant(fixed, tf.float32) if fixed else None
+
+
+def _unscale(values: tf.Tensor, scale: tf.Tensor | None) -> tf.Tensor:
+    values = tf.cast(values, tf.float32)
+    return values if scale is None else values / scale
 
 
 def _reduce(

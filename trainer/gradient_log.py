@@ -1,18 +1,15 @@
 """The gradient log: what the training step measured, as a file. NumPy only.
 
-A log is a folder with `variables.json` (what was measured, of which variables) and
-`windows.bin`, to which one frame is appended for each window of recorded steps. A
-frame holds one row for every step of its window (the whole gradient as one vector)
-and one table for the window (each variable by itself). So the file grows with
-windows times variables, never with parameters.
+A log is a folder with `variables.json` (what was measured, of which variables and
+layers) and `windows.bin`, to which one frame is appended for each window of recorded
+steps. A frame holds one row for every step of its window (the whole gradient as one
+vector), one table for the window (each variable by itself) and, if the window has a step
+whose activations were recorded, a second table (each layer's activations). So the file
+grows with windows times variables, never with parameters.
 
 Frames carry a checksum. A reader takes all sound frames and says what is wrong with
-the rest, so that the log of a killed run can always be read.
-
-Words: *raw* is the gradient of the loss, unscaled, summed over replicas, before
-clipping; *clipped* is after clipping; *update* is the weight after the step minus the
-weight before it; *update ratio* is the norm of the update over that of the weight
-before the step. All norms are L2.
+the rest, so that the log of a killed run can always be read. `recorded_steps` says what
+each figure is.
 """
 
 from __future__ import annotations
@@ -28,43 +25,14 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import RunDirectoryError
+from trainer.recorded_steps import STEP_DTYPE, WINDOW_ACTIVATIONS, WINDOW_STATS, RecordedSteps
+from trainer.run_dir import write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Format 1 knows no activations; its frames are frames of format 2 without their table.
+_READABLE_VERSIONS = (1, 2)
 VARIABLES_FILE = "variables.json"
 WINDOWS_FILE = "windows.bin"
-
-NORMS = ("raw_norm", "clipped_norm", "update_norm", "weight_norm")
-"""Per variable and step; `weight_norm` is that of the weight before the step."""
-
-MOMENTS = ("raw_mean", "raw_std", "raw_max_abs", "raw_zero_fraction", "raw_nonfinite_count")
-"""Per variable, over its components, at steps that are recorded in full; NaN elsewhere."""
-
-STEP_DTYPE = np.dtype(
-    [
-        ("step", "<i8"),
-        ("loss", "<f4"),
-        ("raw_norm", "<f4"),
-        ("clipped_norm", "<f4"),
-        ("update_norm", "<f4"),
-        ("weight_norm", "<f4"),
-        ("learning_rate", "<f4"),
-        ("loss_scale", "<f4"),
-        ("skipped", "<f4"),
-    ]
-)
-"""One row a step. `step` counts from 0, skipped steps included; `loss` is the step's own,
-data and regularizers, unscaled; the norms are those of all variables as one vector;
-`skipped` is 1 where the optimizer made no update (loss scaling met an overflow)."""
-
-WINDOW_STATS = (
-    *(f"{norm}/{part}" for norm in (*NORMS, "update_ratio") for part in ("min", "median", "max")),
-    "clipped_fraction",
-    *MOMENTS,
-)
-"""One value per variable and window. `<norm>/min`, `/median` and `/max` are over the window's
-steps; `clipped_fraction` is the share of steps at which clipping made the variable's
-gradient shorter; of `MOMENTS`, `raw_max_abs` is the window's largest,
-`raw_nonfinite_count` its sum, and the others are those of its last step recorded in full."""
 
 _FRAME = struct.Struct("<4sIII")
 _MAGIC = b"GLW1"
@@ -104,6 +72,10 @@ class LogHeader:
         num_replicas: Replicas whose gradients were summed.
         has_loss: False where a custom train step passes no loss to the optimizer's
             `scale_loss`; the recorded loss is then NaN.
+        activations: Path of each layer whose output was measured, in the model's order.
+        activations_every_steps: Activations of every n-th recorded step; 0 is never.
+        activation_images: Activations are those of so many images of each replica's
+            share of the batch; None is the whole batch.
     """
 
     variables: tuple[VariableInfo, ...]
@@ -113,60 +85,14 @@ class LogHeader:
     window_steps: int = 50
     num_replicas: int = 1
     has_loss: bool = True
+    activations: tuple[str, ...] = ()
+    activations_every_steps: int = 0
+    activation_images: int | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Path of each variable."""
         return tuple(variable.path for variable in self.variables)
-
-
-@dataclass(frozen=True)
-class RecordedSteps:
-    """What the recorder holds of consecutive recorded steps, as it comes from the graph.
-
-    Attributes:
-        steps: Shape (steps,), dtype `STEP_DTYPE`.
-        norms: Shape (steps, variables, len(NORMS)), float32.
-        moments: Shape (steps, variables, len(MOMENTS)), float32; NaN at steps that
-            were not recorded in full.
-    """
-
-    steps: np.ndarray
-    norms: np.ndarray
-    moments: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def summarize(self) -> np.ndarray:
-        """Return the window's table, shape (len(WINDOW_STATS), variables), float32."""
-        raw, clipped, update, weight = np.moveaxis(self.norms.astype(np.float64), -1, 0)
-        # A weight of zeros (a bias at its start) has no ratio: NaN, or 0 while it stays.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(weight > 0, update / weight, np.where(update > 0, np.nan, 0.0))
-        rows = [
-            summary
-            for series in (raw, clipped, update, weight, ratio)
-            for summary in (series.min(axis=0), _median(series), series.max(axis=0))
-        ]
-        rows.append(np.mean(clipped < raw, axis=0))
-        full = self.moments[~np.isnan(self.moments[:, 0, -1])]
-        if len(full):
-            rows += list(full[-1, :, :2].T)
-            rows += [full[:, :, 2].max(axis=0), full[-1, :, 3], full[:, :, 4].sum(axis=0)]
-        else:
-            rows += [np.full(raw.shape[1], np.nan)] * len(MOMENTS)
-        with np.errstate(over="ignore"):
-            return np.stack(rows).astype("<f4")
-
-
-def _median(series: np.ndarray) -> np.ndarray:
-    """Median over steps, NaN where any step is, without NumPy's warning for it."""
-    with np.errstate(invalid="ignore"):
-        middle = np.sort(series, axis=0)
-        lower, upper = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
-        # Halves first: the sum of two large norms could overflow.
-        return np.where(np.isnan(series).any(axis=0), np.nan, lower / 2 + upper / 2)
 
 
 class GradientLogWriter:
@@ -184,20 +110,23 @@ class GradientLogWriter:
         directory.mkdir(parents=True, exist_ok=True)
         keep = 0
         if resume_at and self._path.exists():
-            for frame in _read_frames(self._path.read_bytes(), len(header.variables)):
+            for frame in _read_frames(self._path.read_bytes(), header):
                 if frame.problem or frame.steps["step"][-1] >= resume_at:
                     break
                 keep = frame.end
         with open(self._path, "ab") as file:
             file.truncate(keep)
         text = json.dumps({"format_version": FORMAT_VERSION, **asdict(header)}, indent=1)
-        (directory / VARIABLES_FILE).write_text(text + "\n", encoding="utf-8")
+        write_text(directory / VARIABLES_FILE, text + "\n")
 
     def append(self, window: RecordedSteps) -> None:
         """Write one window; nothing is written for an empty one."""
         if not len(window):
             return
         payload = window.steps.astype(STEP_DTYPE).tobytes() + window.summarize().tobytes()
+        activations = window.summarize_activations()
+        if activations is not None:
+            payload += activations.tobytes()
         frame = _FRAME.pack(_MAGIC, len(window), len(payload), zlib.crc32(payload)) + payload
         # One write and no open handle in between: a kill leaves at most one torn frame.
         with open(self._path, "ab") as file:
@@ -213,6 +142,8 @@ class GradientLog:
         steps: One row a recorded step, shape (steps,), dtype `STEP_DTYPE`.
         window_steps: First and last step of each window, shape (windows, 2), int64.
         table: Shape (windows, len(WINDOW_STATS), variables), float32.
+        activation_table: Shape (windows, len(WINDOW_ACTIVATIONS), layers), float32; NaN
+            in windows without a step whose activations were recorded.
         problem: What is wrong with the end of the file, or None.
     """
 
@@ -220,6 +151,7 @@ class GradientLog:
     steps: np.ndarray
     window_steps: np.ndarray
     table: np.ndarray
+    activation_table: np.ndarray
     problem: str | None = None
 
     @classmethod
@@ -235,21 +167,24 @@ class GradientLog:
         data = windows_path.read_bytes() if windows_path.exists() else b""
         frames: list[_Frame] = []
         problem = None
-        for frame in _read_frames(data, len(header.variables)):
+        for frame in _read_frames(data, header):
             if frame.problem:
                 problem = f"{windows_path}: {frame.problem}"
                 break
             frames.append(frame)
-        num_variables = len(header.variables)
         return cls(
             header=header,
             steps=np.concatenate([np.empty(0, STEP_DTYPE), *(f.steps for f in frames)]),
             window_steps=np.array(
                 [(f.steps["step"][0], f.steps["step"][-1]) for f in frames], np.int64
             ).reshape(-1, 2),
-            table=np.array([f.table for f in frames], np.float32).reshape(
-                -1, len(WINDOW_STATS), num_variables
-            ),
+            table=np.stack([_no_table(WINDOW_STATS, header.paths), *(f.table for f in frames)])[1:],
+            activation_table=np.stack(
+                [
+                    _no_table(WINDOW_ACTIVATIONS, header.activations),
+                    *(f.activation_table for f in frames),
+                ]
+            )[1:],
             problem=problem,
         )
 
@@ -262,6 +197,21 @@ class GradientLog:
         if name not in WINDOW_STATS:
             raise KeyError(f"no statistic {name!r}; there are {', '.join(WINDOW_STATS)}")
         return self.table[:, WINDOW_STATS.index(name), :]
+
+    def activation(self, name: str) -> np.ndarray:
+        """Return one of `WINDOW_ACTIVATIONS` for all windows.
+
+        Returns:
+            Shape (windows, layers), float32, layers as `header.activations` names them.
+
+        Raises:
+            KeyError: If there is no such statistic.
+        """
+        if name not in WINDOW_ACTIVATIONS:
+            raise KeyError(
+                f"no statistic of activations {name!r}; there are {', '.join(WINDOW_ACTIVATIONS)}"
+            )
+        return self.activation_table[:, WINDOW_ACTIVATIONS.index(name), :]
 
     @property
     def kernels(self) -> np.ndarray:
@@ -294,6 +244,7 @@ class _Frame:
     end: int
     steps: np.ndarray
     table: np.ndarray
+    activation_table: np.ndarray
     problem: str | None = None
 
 
@@ -305,12 +256,14 @@ def _read_header(path: Path) -> LogHeader:
             VariableInfo(v["path"], tuple(v["shape"]), v["connected"])
             for v in values.pop("variables")
         )
-        if version != FORMAT_VERSION:
+        if version not in _READABLE_VERSIONS:
             raise RunDirectoryError(
-                f"{path}: this version reads gradient logs of format {FORMAT_VERSION}. "
+                f"{path}: this version reads gradient logs of format "
+                f"{' and '.join(map(str, _READABLE_VERSIONS))}. "
                 f"Received: format_version={version}"
             )
-        return LogHeader(variables=variables, **values)
+        activations = tuple(values.pop("activations", ()))
+        return LogHeader(variables=variables, activations=activations, **values)
     except FileNotFoundError:
         raise RunDirectoryError(
             f"{path.parent}: no gradient log here (no {path.name}). Was the run made with "
@@ -320,10 +273,16 @@ def _read_header(path: Path) -> LogHeader:
         raise RunDirectoryError(f"{path}: the gradient log's header is damaged ({error})") from None
 
 
-def _read_frames(data: bytes, num_variables: int) -> Iterator[_Frame]:
+def _no_table(stats: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
+    return np.full((len(stats), len(names)), np.nan, np.float32)
+
+
+def _read_frames(data: bytes, header: LogHeader) -> Iterator[_Frame]:
     """Yield sound frames, then at most one that says what is wrong."""
-    table_shape = (len(WINDOW_STATS), num_variables)
-    table_bytes = 4 * table_shape[0] * table_shape[1]
+    no_table = _no_table(WINDOW_STATS, header.paths)
+    no_activations = _no_table(WINDOW_ACTIVATIONS, header.activations)
+    # With the second table or without it.
+    table_bytes = (no_table.nbytes, no_table.nbytes + no_activations.nbytes)
     position = 0
     while position < len(data):
         remaining = len(data) - position
@@ -333,7 +292,7 @@ def _read_frames(data: bytes, num_variables: int) -> Iterator[_Frame]:
             problem = f"the last {remaining} bytes are an incomplete window"
         else:
             magic, num_steps, size, checksum = _FRAME.unpack_from(data, position)
-            if magic != _MAGIC or size != num_steps * STEP_DTYPE.itemsize + table_bytes:
+            if magic != _MAGIC or size - num_steps * STEP_DTYPE.itemsize not in table_bytes:
                 problem = f"no window begins at byte {position}; the {remaining} bytes are left out"
             elif remaining < _FRAME.size + size:
                 problem = f"the last {remaining} bytes are an incomplete window"
@@ -342,9 +301,15 @@ def _read_frames(data: bytes, num_variables: int) -> Iterator[_Frame]:
         if problem is None and zlib.crc32(payload) != checksum:
             problem = f"the window at byte {position} does not match its checksum"
         if problem is not None:
-            yield _Frame(position, np.empty(0, STEP_DTYPE), np.empty(table_shape), problem)
+            yield _Frame(position, np.empty(0, STEP_DTYPE), no_table, no_activations, problem)
             return
         steps = np.frombuffer(payload, STEP_DTYPE, num_steps)
-        table = np.frombuffer(payload, "<f4", offset=num_steps * STEP_DTYPE.itemsize)
+        values = np.frombuffer(payload, "<f4", offset=steps.nbytes)
+        table, activations = values[: no_table.size], values[no_table.size :]
         position = start + size
-        yield _Frame(position, steps, table.reshape(table_shape))
+        yield _Frame(
+            position,
+            steps,
+            table.reshape(no_table.shape),
+            activations.reshape(no_activations.shape) if len(activations) else no_activations,
+        )

@@ -6,6 +6,7 @@ All functions work on tensors inside a traced step, and none waits for the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import tensorflow as tf
 _SMALLEST_SAFE = 1e-30
 _LARGEST_SAFE = 1e37
 _LARGEST_SQUARABLE = 1.8446743e19
+# Values in a stack of tensors: a copy of more would be felt in memory.
+_LARGEST_STACK = 2**20
 
 
 def l2_norms(tensors: Sequence[tf.Tensor], can_branch: bool = True) -> tf.Tensor:
@@ -29,8 +32,10 @@ def l2_norms(tensors: Sequence[tf.Tensor], can_branch: bool = True) -> tf.Tensor
     """
 
     def in_float64() -> tf.Tensor:
-        squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64))) for t in tensors]
-        return tf.cast(tf.sqrt(tf.stack(squares)), tf.float32)
+        def norms(rows: tf.Tensor) -> tf.Tensor:
+            return tf.sqrt(tf.reduce_sum(tf.square(tf.cast(rows, tf.float64)), axis=1))
+
+        return tf.cast(_row_by_row(norms, tensors), tf.float32)
 
     if not can_branch:
         return in_float64()
@@ -50,22 +55,57 @@ def moments(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     allows: no square of a float32 leaves its range, and digits are lost only where the
     deviation is below 1e-7 of the mean, which is where those of float32 end.
     """
-    rows = []
-    for tensor in tensors:
-        wide = tf.cast(tensor, tf.float64)
-        mean = tf.reduce_mean(wide)
-        variance = tf.reduce_mean(tf.square(wide)) - tf.square(mean)
-        max_abs = tf.reduce_max(tf.abs(tensor))
-        row = [
+
+    def of_rows(rows: tf.Tensor) -> tf.Tensor:
+        wide = tf.cast(rows, tf.float64)
+        mean = tf.reduce_mean(wide, axis=1)
+        variance = tf.reduce_mean(tf.square(wide), axis=1) - tf.square(mean)
+        max_abs = tf.reduce_max(tf.abs(rows), axis=1)
+        columns = [
             mean,
             tf.sqrt(tf.where(variance < 0, tf.zeros_like(variance), variance)),
             # XLA's maximum on a CPU passes over NaN; the mean does not.
             tf.where(tf.math.is_nan(mean) & tf.math.is_finite(max_abs), np.nan, max_abs),
-            tf.reduce_mean(tf.cast(tf.equal(tensor, 0), tf.float32)),
-            tf.reduce_sum(tf.cast(~tf.math.is_finite(tensor), tf.float32)),
+            tf.reduce_mean(tf.cast(tf.equal(rows, 0), tf.float32), axis=1),
+            tf.reduce_sum(tf.cast(~tf.math.is_finite(rows), tf.float32), axis=1),
         ]
-        rows.append(tf.stack([tf.cast(value, tf.float32) for value in row]))
-    return tf.stack(rows)
+        return tf.stack([tf.cast(column, tf.float32) for column in columns], axis=1)
+
+    return _row_by_row(of_rows, tensors)
+
+
+def _row_by_row(
+    function: Callable[[tf.Tensor], tf.Tensor], tensors: Sequence[tf.Tensor]
+) -> tf.Tensor:
+    """Compute one result a tensor, those of equal shape together.
+
+    The graph then has a few nodes a shape instead of a tensor, which for a deep network
+    is most of the time to trace it and of the memory to hold it.
+
+    Args:
+        function: From rows, one a tensor, shape (rows, size), to one result a row.
+        tensors: Of any shapes.
+
+    Returns:
+        The results along the first axis, in the order of `tensors`.
+    """
+    groups: list[list[int]] = []
+    open_group: dict[tuple[int, ...], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        shape = tuple(tensor.shape) if tensor.shape.is_fully_defined() else None
+        group = None if shape is None else open_group.get(shape)
+        if shape is None or group is None or (len(group) + 1) * prod(shape) > _LARGEST_STACK:
+            group = []
+            groups.append(group)
+            if shape is not None:
+                open_group[shape] = group
+        group.append(index)
+    results = [
+        function(tf.reshape(tf.stack([tensors[i] for i in group]), [len(group), -1]))
+        for group in groups
+    ]
+    places = np.argsort(np.concatenate(groups))
+    return tf.gather(tf.concat(results, axis=0), places)
 
 
 def clipped_norms(

@@ -1,0 +1,177 @@
+"""The arithmetic of the activation statistics, inside the traced step.
+
+Replicas see different images: each computes parts of its own (`PARTS`), and
+`combine_replicas` makes one figure of them on the host, so that no value travels
+between devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.gradient_stats import l2_norms
+from trainer.recorded_steps import ACTIVATIONS
+
+PARTS = ("count", *ACTIVATIONS)
+"""What each replica computes: the number of values looked at, and their statistics."""
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """A bounded function's values are saturated where `abs(value - center) > radius`.
+
+    Attributes:
+        center: Middle of the function's range.
+        radius: Where its slope falls below 0.01.
+    """
+
+    center: float
+    radius: float
+
+
+# Slopes: sigmoid y * (1 - y), tanh 1 - y^2, softsign (1 - |y|)^2. The hard ones have none
+# at their bounds, which a float16 may miss by a digit.
+_SATURATIONS = {
+    keras.activations.sigmoid: Saturation(0.5, 0.24**0.5),
+    keras.activations.tanh: Saturation(0.0, 0.99**0.5),
+    keras.activations.softsign: Saturation(0.0, 0.9),
+    keras.activations.hard_sigmoid: Saturation(0.5, 0.499),
+    keras.activations.hard_tanh: Saturation(0.0, 0.999),
+}
+
+
+def saturation_of(layer: keras.layers.Layer) -> Saturation | None:
+    """Return where a layer's output is saturated, or None if that has no bounds.
+
+    A block's own `last_activation` counts before its `activation`: it says what the
+    output passes through last, and None that it is a sum.
+    """
+    last = getattr(layer, "last_activation", layer)
+    function = getattr(last, "activation", None)
+    return _SATURATIONS.get(function) if callable(function) else None
+
+
+def activation_parts(
+    outputs: Sequence[Sequence[tf.Tensor]],
+    saturations: Sequence[Saturation | None],
+    num_images: tf.Tensor | None,
+    can_branch: bool = True,
+) -> tf.Tensor:
+    """Return `PARTS` of each layer's outputs.
+
+    Args:
+        outputs: Per layer what it returned in this step, once for each call, any floating
+            dtype, images along the first axis. A layer's calls count as one set of values.
+        saturations: Per layer.
+        num_images: Only the first so many images are looked at, an int32 scalar; None
+            is all.
+        can_branch: Compute all, needed or not, if not.
+
+    Returns:
+        Shape (layers, len(PARTS)), float32; NaN for a layer without outputs.
+    """
+    seen = [index for index, calls in enumerate(outputs) if calls]
+    if not seen:
+        return tf.fill((len(outputs), len(PARTS)), np.float32(np.nan))
+    values = [_values(outputs[index], num_images) for index in seen]
+    means = [tf.reduce_mean(each) for each in values]
+    sizes = [tf.cast(tf.size(each), tf.float32) for each in values]
+    centred = [each - mean for each, mean in zip(values, means, strict=True)]
+    deviations = l2_norms(centred, can_branch) / tf.sqrt(tf.stack(sizes))
+
+    def nonfinite_counts() -> tf.Tensor:
+        return tf.stack([tf.reduce_sum(_indicator(~tf.math.is_finite(each))) for each in values])
+
+    # One value that is not finite makes the mean so: mostly there is nothing to count.
+    counts = (
+        tf.cond(
+            tf.reduce_all(tf.math.is_finite(tf.stack(means))),
+            lambda: tf.zeros(len(values)),
+            nonfinite_counts,
+        )
+        if can_branch
+        else nonfinite_counts()
+    )
+    rows = {
+        index: tf.stack(
+            [
+                sizes[i],
+                means[i],
+                deviations[i],
+                _max_abs(values[i], means[i]),
+                tf.reduce_mean(_indicator(tf.equal(values[i], 0))),
+                _saturated_fraction(values[i], saturations[index]),
+                counts[i],
+            ]
+        )
+        for i, index in enumerate(seen)
+    }
+    absent = tf.fill((len(PARTS),), np.float32(np.nan))
+    return tf.stack([rows.get(index, absent) for index in range(len(outputs))])
+
+
+def combine_replicas(parts: np.ndarray) -> np.ndarray:
+    """Make the statistics of all values of those of each replica's share.
+
+    Args:
+        parts: Shape (replicas, ..., len(PARTS)), float32. A share may be empty.
+
+    Returns:
+        Shape (..., len(ACTIVATIONS)), float32.
+    """
+    if len(parts) == 1:
+        return parts[0, ..., 1:]
+    parts = parts.astype(np.float64)
+    counts = parts[..., :1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        shares = counts / counts.sum(axis=0)
+        # Statistics of no values are NaN or infinite.
+        mean, std, max_abs, zeros, saturated, nonfinite = np.moveaxis(
+            np.where(counts == 0, 0.0, parts[..., 1:]), -1, 0
+        )
+        shares = shares[..., 0]
+        total_mean = (shares * mean).sum(axis=0)
+        variance = (shares * (std**2 + np.square(mean - total_mean))).sum(axis=0)
+        columns = [
+            total_mean,
+            np.sqrt(variance),
+            max_abs.max(axis=0),
+            (shares * zeros).sum(axis=0),
+            (shares * saturated).sum(axis=0),
+            # Only what was recorded has shares.
+            np.where(np.isnan(shares).any(axis=0), np.nan, nonfinite.sum(axis=0)),
+        ]
+        return np.stack(columns, axis=-1).astype(np.float32)
+
+
+def _values(calls: Sequence[tf.Tensor], num_images: tf.Tensor | None) -> tf.Tensor:
+    """What one layer returned, as one float32 tensor."""
+    parts = [
+        tf.cast(
+            call if num_images is None or call.shape.rank == 0 else call[:num_images], "float32"
+        )
+        for call in calls
+    ]
+    return parts[0] if len(parts) == 1 else tf.concat([tf.reshape(p, [-1]) for p in parts], 0)
+
+
+def _max_abs(values: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+    # No tensor of magnitudes is made. A maximum may pass over NaN; the mean does not.
+    largest = tf.maximum(tf.reduce_max(values), -tf.reduce_min(values))
+    return tf.where(tf.math.is_nan(mean) & tf.math.is_finite(largest), np.nan, largest)
+
+
+def _saturated_fraction(values: tf.Tensor, saturation: Saturation | None) -> Any:
+    if saturation is None:
+        return tf.constant(np.nan, tf.float32)
+    return tf.reduce_mean(_indicator(tf.abs(values - saturation.center) > saturation.radius))
+
+
+def _indicator(is_so: tf.Tensor) -> tf.Tensor:
+    return tf.cast(is_so, tf.float32)

@@ -1,0 +1,151 @@
+"""What is measured at each step, and what a window of steps comes to. NumPy only.
+
+Words: *raw* is the gradient of the loss, unscaled, summed over replicas, before
+clipping; *clipped* is after clipping; *update* is the weight after the step minus the
+weight before it; *update ratio* is the norm of the update over that of the weight
+before the step; *activations* are the outputs of layers in the forward pass of the
+step. All norms are L2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+NORMS = ("raw_norm", "clipped_norm", "update_norm", "weight_norm")
+"""Per variable and step; `weight_norm` is that of the weight before the step."""
+
+MOMENTS = ("raw_mean", "raw_std", "raw_max_abs", "raw_zero_fraction", "raw_nonfinite_count")
+"""Per variable, over its components, at steps that are recorded in full; NaN elsewhere."""
+
+ACTIVATIONS = (
+    "mean",
+    "std",
+    "max_abs",
+    "zero_fraction",
+    "saturated_fraction",
+    "nonfinite_count",
+)
+"""Per activation layer, over the values of its output, at the steps whose activations are
+recorded; NaN elsewhere. Zeros are exact; saturated values are those where the slope of the
+activation function is below 0.01 (sigmoid: below 0.0101 or above 0.9899, tanh: beyond
+0.995), NaN for functions without bounds."""
+
+STEP_DTYPE = np.dtype(
+    [
+        ("step", "<i8"),
+        ("loss", "<f4"),
+        ("raw_norm", "<f4"),
+        ("clipped_norm", "<f4"),
+        ("update_norm", "<f4"),
+        ("weight_norm", "<f4"),
+        ("learning_rate", "<f4"),
+        ("loss_scale", "<f4"),
+        ("skipped", "<f4"),
+    ]
+)
+"""One row a step. `step` counts from 0, skipped steps included; `loss` is the step's own,
+data and regularizers, unscaled; the norms are those of all variables as one vector;
+`skipped` is 1 where the optimizer made no update (loss scaling met an overflow)."""
+
+_PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "min": lambda series: series.min(axis=0),
+    "median": lambda series: _median(series),
+    "max": lambda series: series.max(axis=0),
+}
+
+WINDOW_STATS = (
+    *(f"{norm}/{part}" for norm in (*NORMS, "update_ratio") for part in _PARTS),
+    "clipped_fraction",
+    *MOMENTS,
+)
+"""One value per variable and window. `<norm>/min`, `/median` and `/max` are over the window's
+steps; `clipped_fraction` is the share of steps at which clipping made the variable's
+gradient shorter; of `MOMENTS`, `raw_max_abs` is the window's largest,
+`raw_nonfinite_count` its sum, and the others are those of its last step recorded in full."""
+
+WINDOW_ACTIVATIONS = tuple(f"{name}/{part}" for name in ACTIVATIONS for part in _PARTS)
+"""One value per activation layer and window, over the window's steps whose activations
+were recorded."""
+
+
+def _no_activations() -> np.ndarray:
+    return np.empty((0, 0, len(ACTIVATIONS)), np.float32)
+
+
+@dataclass(frozen=True)
+class RecordedSteps:
+    """What the recorder holds of consecutive recorded steps, as it comes from the graph.
+
+    Attributes:
+        steps: Shape (steps,), dtype `STEP_DTYPE`.
+        norms: Shape (steps, variables, len(NORMS)), float32.
+        moments: Shape (steps, variables, len(MOMENTS)), float32; NaN at steps that
+            were not recorded in full.
+        activations: Shape (steps, layers, len(ACTIVATIONS)), float32; NaN at steps whose
+            activations were not recorded. No layers by default.
+    """
+
+    steps: np.ndarray
+    norms: np.ndarray
+    moments: np.ndarray
+    activations: np.ndarray = field(default_factory=_no_activations)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def has_activations(self) -> np.ndarray:
+        """Whether each step's activations were recorded, shape (steps,), bool."""
+        if not self.activations.size:
+            return np.zeros(len(self), np.bool_)
+        counts = self.activations[:, :, ACTIVATIONS.index("nonfinite_count")]
+        return np.asarray(~np.isnan(counts).all(axis=1))
+
+    def summarize(self) -> np.ndarray:
+        """Return the window's table, shape (len(WINDOW_STATS), variables), float32."""
+        raw, clipped, update, weight = np.moveaxis(self.norms.astype(np.float64), -1, 0)
+        # A weight of zeros (a bias at its start) has no ratio: NaN, or 0 while it stays.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(weight > 0, update / weight, np.where(update > 0, np.nan, 0.0))
+        rows = [
+            summarize(series)
+            for series in (raw, clipped, update, weight, ratio)
+            for summarize in _PARTS.values()
+        ]
+        rows.append(np.mean(clipped < raw, axis=0))
+        full = self.moments[~np.isnan(self.moments[:, 0, -1])]
+        if len(full):
+            rows += list(full[-1, :, :2].T)
+            rows += [full[:, :, 2].max(axis=0), full[-1, :, 3], full[:, :, 4].sum(axis=0)]
+        else:
+            rows += [np.full(raw.shape[1], np.nan)] * len(MOMENTS)
+        return _stacked(rows)
+
+    def summarize_activations(self) -> np.ndarray | None:
+        """Return the window's activations, None if no step of it recorded them.
+
+        Returns:
+            Shape (len(WINDOW_ACTIVATIONS), layers), float32.
+        """
+        has_activations = self.has_activations
+        if not has_activations.any():
+            return None
+        columns = np.moveaxis(self.activations[has_activations].astype(np.float64), -1, 0)
+        return _stacked([summarize(c) for c in columns for summarize in _PARTS.values()])
+
+
+def _stacked(rows: list[np.ndarray]) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.stack(rows).astype("<f4")
+
+
+def _median(series: np.ndarray) -> np.ndarray:
+    """Median over steps, NaN where any step is, without NumPy's warning for it."""
+    with np.errstate(invalid="ignore"):
+        middle = np.sort(series, axis=0)
+        lower, upper = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
+        # Halves first: the sum of two large norms could overflow.
+        return np.where(np.isnan(series).any(axis=0), np.nan, lower / 2 + upper / 2)
