@@ -137,7 +137,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         text=MODEL + "epochs: 3\n",
         message=(
             "broken.yaml:2: epochs: unknown key. Did you mean 'fit.epochs'? Known keys: name, "
-            "seed, data, model, optimizer, schedule, fit, gradients, runtime"
+            "seed, data, model, optimizer, schedule, fit, evaluation, gradients, runtime"
         ),
     ),
     BrokenConfig(
@@ -353,9 +353,10 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         ),
         message=(
             "broken.yaml:3: model.block.kernel_initializer: must be one of constant, "
-            "glorot_normal, glorot_uniform, he_normal, he_uniform, identity, lecun_normal, "
-            "lecun_uniform, ones, orthogonal, random_normal, random_uniform, truncated_normal, "
-            "variance_scaling, zeros. Received: 'he_norml'. Did you mean 'he_normal'?"
+            "dirac, glorot_normal, glorot_uniform, he_normal, he_uniform, identity, "
+            "lecun_normal, lecun_uniform, ones, orthogonal, random_normal, random_uniform, "
+            "truncated_normal, variance_scaling, zeros. Received: 'he_norml'. "
+            "Did you mean 'he_normal'?"
         ),
     ),
     BrokenConfig(
@@ -446,6 +447,38 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         message=(
             "broken.yaml:4: model.stages: stem and stages together must not down-sample by more "
             "than the image has pixels. Received: strides of 32 in all, an image of 64x16 pixels"
+        ),
+    ),
+    BrokenConfig(
+        name="pooling that leaves no pixel",
+        text=(
+            "model:\n"
+            "  stem: {kind: whitening}\n"
+            "  stages:\n"
+            "    - {filters: 8, blocks: 1, pool_size: 32}\n"
+        ),
+        message=(
+            "broken.yaml:3: model.stages: stem and stages together must not down-sample by more "
+            "than the image has pixels. Received: strides of 32 in all, an image of 32x32 pixels"
+        ),
+    ),
+    BrokenConfig(
+        name="filters of a whitening stem",
+        text=(
+            "model:\n  stem: {kind: whitening, filters: 16}\n  stages: [{filters: 32, blocks: 1}]\n"
+        ),
+        message=(
+            "broken.yaml:2: model.stem.filters: unknown key. Known keys: kind, kernel_size, epsilon"
+        ),
+    ),
+    BrokenConfig(
+        name="dirac for a matrix",
+        text=(
+            "model:\n  stages: [{filters: 32, blocks: 1}]\n  head: {kernel_initializer: dirac}\n"
+        ),
+        message=(
+            "broken.yaml:3: model.head.kernel_initializer: dirac is for convolutions, and the "
+            "head's kernel is a matrix. Received: 'dirac'"
         ),
     ),
     BrokenConfig(
@@ -582,7 +615,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         message=(
             "broken.yaml:1: seed: must be greater than or equal to 0. Received: -1\n"
             "broken.yaml:2: epochs: unknown key. Did you mean 'fit.epochs'? Known keys: name, "
-            "seed, data, model, optimizer, schedule, fit, gradients, runtime\n"
+            "seed, data, model, optimizer, schedule, fit, evaluation, gradients, runtime\n"
             "broken.yaml:5: model.stages[0].blocks: missing key\n"
             "broken.yaml:8: fit.epochs: duplicate key, first written in line 7. Remove one of "
             "them\n"

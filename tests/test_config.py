@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from trainer.config import Config, dump_config, load_config
 from trainer.config.json_schema import config_json_schema
-from trainer.config.model_schema import BatchNormalizationSpec, InitializerSpec
+from trainer.config.model_schema import BatchNormalizationSpec, InitializerSpec, WhiteningStem
 from trainer.config.schema import SECTIONS_BY_KIND, SECTIONS_BY_NAME, Adam, Cutout, Sgd
 
 
@@ -102,6 +102,19 @@ def test_another_kind_drops_the_options_of_the_base(tmp_path: Path) -> None:
     assert config.optimizer == Sgd()
 
 
+@pytest.mark.parametrize("kind", ["", "kind: convolution, "])
+def test_a_stem_of_another_kind_drops_the_options_of_one_written_without_a_kind(
+    tmp_path: Path, kind: str
+) -> None:
+    stages = "stages: [{filters: 32, blocks: 1}]"
+    config = load(
+        tmp_path,
+        "extends: base.yaml\nmodel: {stem: {kind: whitening}}\n",
+        base=f"model: {{{stages}, stem: {{{kind}filters: 8}}}}\n",
+    )
+    assert config.model.stem == WhiteningStem(kind="whitening")
+
+
 @pytest.mark.parametrize("kind", ["", "kind: adam, "])
 def test_the_same_kind_keeps_the_options_of_the_base(tmp_path: Path, kind: str) -> None:
     config = load(
@@ -164,7 +177,7 @@ def test_every_section_with_kinds_is_known_to_start_afresh() -> None:
         return [found for key, child in children for found in walk(child, f"{path}.{key}")]
 
     found = {path.removeprefix(".") for path in walk(schema, "")}
-    assert found == SECTIONS_BY_KIND | SECTIONS_BY_NAME
+    assert found == set(SECTIONS_BY_KIND) | SECTIONS_BY_NAME
 
 
 # Overrides

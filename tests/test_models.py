@@ -18,7 +18,8 @@ from trainer.config.schema import DataConfig
 from trainer.errors import DataError
 from trainer.layers import PlainBlock, ResidualBlock
 from trainer.model_summary import expected_shape, format_layers, summarize
-from trainer.models import PixelScaling, build_model
+from trainer.models import build_model
+from trainer.pixels import PixelScaling
 
 # Table 6 of He et al. (2016): blocks a stage -> millions of parameters.
 PAPER_SIZES = {3: "0.27", 5: "0.46", 7: "0.66", 9: "0.85", 18: "1.7"}
@@ -259,7 +260,7 @@ def keras_initializers() -> dict[str, frozenset[str]]:
 
 
 def test_the_table_of_initializers_is_that_of_keras() -> None:
-    assert keras_initializers() == INITIALIZERS
+    assert keras_initializers() == {k: v for k, v in INITIALIZERS.items() if k != "dirac"}
 
 
 def test_an_initializer_gets_the_arguments_of_the_spec() -> None:
@@ -284,7 +285,8 @@ def test_an_initializer_gets_the_arguments_of_the_spec() -> None:
 
 @pytest.mark.parametrize("kind", sorted(set(INITIALIZERS) - {"identity"}))
 def test_every_initializer_makes_kernels_and_no_two_random_ones_are_equal(kind: str) -> None:
-    model = built(spec_of(kernel_initializer=kind, head={"kernel_initializer": kind}))
+    head = {} if kind == "dirac" else {"kernel_initializer": kind}
+    model = built(spec_of(kernel_initializer=kind, head=head))
     kernels = [w.numpy() for w in model.trainable_weights if w.name == "kernel"]
     assert all(np.isfinite(kernel).all() for kernel in kernels)
     equal_pairs = [
@@ -292,11 +294,12 @@ def test_every_initializer_makes_kernels_and_no_two_random_ones_are_equal(kind: 
         for pair in combinations(kernels, 2)
         if pair[0].shape == pair[1].shape and np.array_equal(*pair)
     ]
-    is_random = kind not in ("constant", "ones", "zeros")
+    # Of square kernels, dirac leaves nothing to chance.
+    is_random = kind not in ("constant", "dirac", "ones", "zeros")
     assert bool(equal_pairs) == (not is_random)
 
 
-@pytest.mark.parametrize("kind", sorted(set(INITIALIZERS) - {"identity", "orthogonal"}))
+@pytest.mark.parametrize("kind", sorted(set(INITIALIZERS) - {"dirac", "identity", "orthogonal"}))
 def test_every_initializer_but_those_of_matrices_makes_biases(kind: str) -> None:
     built(spec_of(normalization="none", bias_initializer=kind))
 
@@ -305,6 +308,7 @@ def test_every_initializer_but_those_of_matrices_makes_biases(kind: str) -> None
     ("block", "message"),
     [
         ({"kernel_initializer": "identity"}, "(?s)kernel_initializer.*identity makes matrices"),
+        ({"bias_initializer": "dirac"}, "(?s)bias_initializer.*dirac makes kernels"),
         ({"bias_initializer": "identity"}, "(?s)bias_initializer.*identity makes matrices"),
         ({"bias_initializer": "orthogonal"}, "(?s)bias_initializer.*orthogonal makes matrices"),
     ],
@@ -334,27 +338,47 @@ def test_an_argument_that_keras_would_refuse_is_refused_in_the_config(
 # Pixels
 
 
-def test_pixels_per_channel_have_zero_mean_and_unit_deviation() -> None:
-    images = random_images((50, 4, 4, 3))
-    images[..., 1] //= 4
-    scaling = PixelScaling.of(images, "per_channel")
-    pixels = images.astype("float64").reshape(-1, 3)
-    mean, deviation = pixels.mean(axis=0), pixels.std(axis=0)
-    np.testing.assert_allclose(scaling.scale, 1 / deviation, rtol=1e-12)
-    np.testing.assert_allclose(scaling.offset, -mean / deviation, rtol=1e-12)
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("layout", ["basic", "bottleneck"])
+@pytest.mark.parametrize("shortcut", ["padded", "projection"])
+def test_pooling_down_samples_a_stage_by_the_largest_values(
+    kind: str, layout: str, shortcut: str
+) -> None:
+    spec = ModelSpec.model_validate(
+        {
+            "stem": {"filters": 4},
+            "stages": [{"filters": 8, "blocks": 2, "pool_size": 2}],
+            "block": {"kind": kind, "layout": layout, "shortcut": shortcut},
+        }
+    )
+    model = build_model(spec, (9, 9, 3), 10, PixelScaling.identity(3))
+    # The odd last row and column are dropped.
+    assert model.get_layer("stage0_block0").output.shape == (None, 4, 4, 8)
+    assert model.get_layer("stage0_block1").output.shape == (None, 4, 4, 8)
+    rows = {row.path: row for row in summarize(model)}
+    pooled_behind = "conv1" if layout == "basic" else "conv2"
+    paths = [path for path in rows if path.startswith("stage0_block0/") and "short" not in path]
+    assert paths[paths.index("stage0_block0/pool") - 1] == f"stage0_block0/{pooled_behind}"
+    assert "stage0_block1/pool" not in rows
 
 
-def test_a_channel_of_one_value_becomes_zero() -> None:
-    images = np.full((5, 2, 2, 1), 7, np.uint8)
-    scaling = PixelScaling.of(images, "per_channel")
-    assert 7 * scaling.scale[0] + scaling.offset[0] == 0
+def test_the_shortcut_of_a_pooled_block_is_the_pooled_input() -> None:
+    block = ResidualBlock(4, pool_size=2, kernel_initializer="zeros", activation="elu")
+    images = np.random.default_rng(0).random((2, 6, 6, 4), np.float32)
+    block.build(images.shape)
+    largest = images.reshape(2, 3, 2, 3, 2, 4).max(axis=(2, 4))
+    np.testing.assert_allclose(block(images, training=False), largest, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("normalize", "largest"), [("unit", 1.0), ("none", 255.0)])
-def test_pixels_without_statistics_keep_zero_at_zero(normalize: str, largest: float) -> None:
-    scaling = PixelScaling.of(random_images((2, 2, 2, 3)), normalize)
-    assert scaling.offset == (0, 0, 0)
-    assert np.multiply(255, scaling.scale) == pytest.approx([largest] * 3)
+def test_a_whitening_stem_is_frozen_and_has_the_kernel_that_it_is_given() -> None:
+    kernel = np.random.default_rng(0).normal(size=(2, 2, 3, 24)).astype("float32")
+    spec = spec_of(stem={"kind": "whitening"}, kind="plain")
+    model = build_model(spec, (8, 8, 3), 10, PixelScaling.identity(3), stem_kernel=kernel)
+    stem = model.get_layer("stem_conv")
+    np.testing.assert_array_equal(stem.kernel, kernel)
+    assert stem.output.shape == (None, 7, 7, 24)
+    assert not any(w.path.startswith("stem") for w in model.trainable_weights)
+    assert "stem_norm" not in [layer.name for layer in model.layers]
 
 
 def test_the_model_scales_its_pixels_itself() -> None:

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from trainer.config.model_schema import ModelSpec
 from trainer.config.schema import Adam, AdamW, Lion, Muon, Optimizer, RmsProp, Sgd
-from trainer.models import PixelScaling, build_model
+from trainer.models import build_model
 from trainer.optimizers import ConvMuon, build_optimizer
+from trainer.pixels import PixelScaling
 from trainer.schedules import PiecewiseLinear, WarmUp
 
 RATE = 0.01
@@ -205,6 +206,32 @@ def test_a_step_of_muon_is_nearly_orthogonal_and_of_the_size_that_the_schema_say
     assert singular.max() / singular.min() < 2
     assert np.linalg.cond(gradient.reshape(-1, 16)) > 10
     assert np.sqrt((update**2).mean()) == pytest.approx(0.2 * RATE, rel=0.25)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (1, 1, 4, 6), (3, 3, 2, 20)])
+def test_a_fixed_norm_takes_the_learning_rate_as_a_share_of_the_kernel(
+    shape: tuple[int, ...],
+) -> None:
+    rate = 0.1
+    start, gradient = 7 * values_of(shape, 1), values_of(shape, 2)
+    config = Muon(learning_rate=rate, kernel_norm="fixed")
+    moved = stepped(config, start, [gradient]).astype(np.float64)
+    norm = shape[-1] ** 0.5
+    scaled = start * (norm / np.linalg.norm(start))
+    matrix = gradient.reshape(-1, shape[-1]).astype(np.float64)
+    left, _, right = np.linalg.svd(matrix, full_matrices=False)
+    update = (scaled - moved).reshape(matrix.shape)
+    # Newton-Schulz leaves singular values between about 0.7 and 1.2.
+    assert np.linalg.norm(update) / norm == pytest.approx(rate, rel=0.25)
+    rotated = left.T @ update @ right.T / (rate * norm / min(matrix.shape) ** 0.5)
+    np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=1e-4)
+    assert 0.6 < np.diag(rotated).min() <= np.diag(rotated).max() < 1.3
+
+
+def test_the_steps_of_newton_schulz_and_the_norm_survive_a_config() -> None:
+    optimizer = build_optimizer(Muon(newton_schulz_steps=3, kernel_norm="fixed"), RATE)
+    same = ConvMuon.from_config(optimizer.get_config())
+    assert (same.ns_steps, same.fixed_norm) == (3, True)
 
 
 def test_muon_leaves_first_and_last_layer_scales_and_biases_to_adam(network: keras.Model) -> None:

@@ -253,7 +253,7 @@ def test_a_run_without_validation_trains(tmp_path: Path) -> None:
     assert "val_loss" not in read_history(run.history)[0]
 
 
-def test_the_command_line_trains_evaluates_and_predicts(tmp_path: Path) -> None:
+def test_the_command_line_trains_and_evaluates(tmp_path: Path) -> None:
     config = write_tiny_config(tmp_path)
     trained = run_trainer("train", config, "--runs-dir", tmp_path / "runs", "--json")
     assert trained.returncode == 0, trained.stderr

@@ -136,7 +136,8 @@ def model(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     loaded = load_config(config, overrides or [])
     import_tensorflow()
     from trainer.model_summary import expected_shape, format_layers, summarize
-    from trainer.models import PixelScaling, build_model
+    from trainer.models import build_model
+    from trainer.pixels import PixelScaling
 
     image_shape, num_classes = expected_shape(loaded.data)
     scaling = PixelScaling.identity(image_shape[-1])

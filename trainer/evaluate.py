@@ -13,6 +13,7 @@ from trainer.config import Config, load_config
 from trainer.data.sources import Split, load_split
 from trainer.errors import DataError, RunDirectoryError
 from trainer.run_dir import RunDir, read_json, write_json
+from trainer.views import Views, average_over_views
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Evaluation:
         num_images: Every image counts, also those of an incomplete last batch.
         loss: Mean cross-entropy in nats, without regularizers and label smoothing.
         accuracy: Share of the images whose most probable class is right.
+        views: Whose logits are averaged for each image, as `evaluation.views` says.
+        single_view_accuracy: The accuracy on the images as they are.
         classes: One entry a class.
         confusion: Images by true class (rows) and predicted class (columns).
         source: Of the data.
@@ -51,6 +54,8 @@ class Evaluation:
     num_images: int
     loss: float
     accuracy: float
+    views: Views
+    single_view_accuracy: float
     classes: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]
     source: str
@@ -92,34 +97,50 @@ def evaluate(run: RunDir) -> Evaluation:
             "the test set must have the classes that the run was trained on. "
             f"Received: {', '.join(split.class_names)}; trained on {', '.join(names)}"
         )
-    logits = predict_logits(model, split.images, config.fit.batch_size)
-    evaluation = measure(logits, split, config)
+    views = config.evaluation.views
+    single = predict_logits(model, split.images, config.fit.batch_size)
+    logits = single
+    if views != "single":
+        logits = predict_logits(model, split.images, config.fit.batch_size, views)
+    evaluation = measure(logits, split, config, single)
     write_json(run.evaluation, asdict(evaluation))
     return evaluation
 
 
-def predict_logits(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
+def predict_logits(
+    model: keras.Model, images: np.ndarray, batch_size: int, views: Views = "single"
+) -> np.ndarray:
     """Return the logits of all images, in order.
 
     Args:
         model: From images of 0..255 to logits.
         images: Shape (num_images, height, width, channels), uint8.
         batch_size: Images at a time; the last batch may be smaller.
+        views: Over which the logits of an image are averaged.
 
     Returns:
         Shape (num_images, num_classes), float32.
     """
-    return np.asarray(model.predict(images, batch_size=batch_size, verbose=0), np.float32)
+
+    def logits_of(batch: np.ndarray) -> np.ndarray:
+        return model.predict(batch, batch_size=batch_size, verbose=0)
+
+    return average_over_views(logits_of, images, views)
 
 
-def measure(logits: np.ndarray, split: Split, config: Config) -> Evaluation:
+def measure(
+    logits: np.ndarray, split: Split, config: Config, single_view_logits: np.ndarray | None = None
+) -> Evaluation:
     """Turn logits of a split into figures.
 
     Args:
-        logits: Shape (num_images, num_classes).
+        logits: Shape (num_images, num_classes), averaged over the config's views.
         split: The images that the logits are of.
         config: Of the run.
+        single_view_logits: Of the images as they are, if `logits` are of more views.
     """
+    if single_view_logits is None:
+        single_view_logits = logits
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
     log_probabilities = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
@@ -135,6 +156,8 @@ def measure(logits: np.ndarray, split: Split, config: Config) -> Evaluation:
         num_images=split.num_images,
         loss=float(-log_probabilities[np.arange(split.num_images), split.labels].mean()),
         accuracy=float(np.mean(predicted == split.labels)),
+        views=config.evaluation.views,
+        single_view_accuracy=float(np.mean(single_view_logits.argmax(axis=1) == split.labels)),
         classes=tuple(
             ClassFigures(
                 name, int(confusion[i].sum()), float(precision[i]), float(recall[i]), float(f1[i])
@@ -151,12 +174,20 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 
+def _views_line(evaluation: Evaluation) -> list[str]:
+    if evaluation.views == "single":
+        return []
+    single = evaluation.single_view_accuracy
+    return [f"averaged over {evaluation.views} views; of single images: accuracy {single:.4f}"]
+
+
 def format_evaluation(evaluation: Evaluation) -> str:
     """Return the figures as text for people, within 80 columns for ten classes."""
     what = "SYNTHETIC test images" if evaluation.synthetic else "test images"
     lines = [
         f"{evaluation.num_images:,} {what} of {evaluation.source}: "
         f"accuracy {evaluation.accuracy:.4f}, loss {evaluation.loss:.4f}",
+        *_views_line(evaluation),
         "",
         f"{'class':12} {'images':>7} {'precision':>9} {'recall':>7} {'f1':>7}",
     ]

@@ -116,6 +116,7 @@ class Fitting:
             window_steps=gradients.window_steps,
             every_steps=gradients.every_steps,
             moments_every_steps=gradients.moments_every_steps,
+            activations_every_steps=gradients.activations_every_steps,
             on_error=gradients.on_error,
             first_step=first_step,
             warn=say,

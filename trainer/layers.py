@@ -12,16 +12,11 @@ from typing import Any
 import keras
 from keras import ops
 
+import trainer.initializers  # noqa: F401  (registers what a file of ours may name)
+from trainer.activations import FusedActivation, build_activation
 from trainer.normalization import build_normalization
 
 Shape = tuple[int | None, ...]
-
-
-def build_activation(name: str, layer_name: str, dtype: Any = None) -> keras.layers.Layer:
-    """Return an activation layer; PReLU learns one slope per channel."""
-    if name == "prelu":
-        return keras.layers.PReLU(shared_axes=[1, 2], name=layer_name, dtype=dtype)
-    return keras.layers.Activation(name, name=layer_name, dtype=dtype)
 
 
 @keras.saving.register_keras_serializable(package="trainer")
@@ -30,7 +25,8 @@ class PlainBlock(keras.layers.Layer):
 
     Args:
         filters: Output channels.
-        strides: Strides of the block's spatial convolution.
+        strides: Strides of the block's spatial convolution, the first of two.
+        pool_size: Max-pooling behind that convolution, without padding; 1 is none.
         kernel_size: Side of the spatial kernels.
         layout: `"basic"` (two spatial convolutions) or `"bottleneck"` (1x1 down to
             `filters // bottleneck_ratio`, one spatial, 1x1 up).
@@ -60,6 +56,7 @@ class PlainBlock(keras.layers.Layer):
         activation: str = "relu",
         normalization: dict[str, Any] | None = None,
         zero_init_last: bool = False,
+        pool_size: int = 1,
         kernel_initializer: Any = "he_normal",
         kernel_regularizer: Any = None,
         bias_initializer: Any = "zeros",
@@ -81,6 +78,7 @@ class PlainBlock(keras.layers.Layer):
         self.activation = activation
         self.normalization = dict(normalization or {"kind": "batch"})
         self.zero_init_last = zero_init_last
+        self.pool_size = pool_size
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
@@ -122,6 +120,12 @@ class PlainBlock(keras.layers.Layer):
             self.normalization, name, scale_initializer, dtype=self.dtype_policy
         )
 
+    def build_pooling(self, name: str) -> keras.layers.Layer | None:
+        """Return the block's max-pooling, or None if it has none."""
+        if self.pool_size == 1:
+            return None
+        return keras.layers.MaxPooling2D(self.pool_size, dtype=self.dtype_policy, name=name)
+
     def _build_activation(self, name: str) -> keras.layers.Layer:
         return build_activation(self.activation, name, dtype=self.dtype_policy)
 
@@ -155,6 +159,8 @@ class PlainBlock(keras.layers.Layer):
                     )
                 )
             layers.append(convolution)
+            if index == self._num_convs - 1:
+                layers.append(self.build_pooling("pool"))
             if not self.preactivation:
                 layers.append(norm)
                 if not is_last:
@@ -186,7 +192,13 @@ class PlainBlock(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         outputs = self.run_branch(inputs, training)
-        return outputs if self.last_activation is None else self.last_activation(outputs)
+        return self.activate(outputs, training)
+
+    def activate(self, outputs: Any, training: bool | None) -> Any:
+        """Apply the activation at the end of the block, if it has one."""
+        return _run(
+            [] if self.last_activation is None else [self.last_activation], outputs, training
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -200,6 +212,7 @@ class PlainBlock(keras.layers.Layer):
             "activation": self.activation,
             "normalization": dict(self.normalization),
             "zero_init_last": self.zero_init_last,
+            "pool_size": self.pool_size,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
@@ -216,6 +229,7 @@ class ResidualBlock(PlainBlock):
         shortcut: Where strides or channels change the shape: `"padded"` subsamples the
             input and pads it with zero channels (no parameters); `"projection"` is a
             1x1 convolution, normalized where the branch ends with a normalization.
+            Where the branch is pooled, so is the input, before either.
         stochastic_depth: Rate at which training drops the branch of an image
             (Huang et al. 2016).
         **kwargs: Of `PlainBlock`.
@@ -245,12 +259,13 @@ class ResidualBlock(PlainBlock):
             if stochastic_depth
             else None
         )
+        self.shortcut_pool = self.build_pooling("shortcut_pool")
         self.projection: list[keras.layers.Layer] = []
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         channels = input_shape[-1]
-        changes_shape = self.strides != 1 or channels != self.filters
+        changes_shape = self.strides != 1 or self.pool_size != 1 or channels != self.filters
         if changes_shape and self.shortcut == "projection":
             projection: list[keras.layers.Layer | None] = [
                 self.build_convolution(self.filters, 1, self.strides, "shortcut_conv")
@@ -271,7 +286,8 @@ class ResidualBlock(PlainBlock):
         self, input_shape: Shape
     ) -> Iterator[tuple[keras.layers.Layer, Shape, Shape]]:
         shape = tuple(input_shape)
-        for layer in self.projection:
+        pooling = [] if self.shortcut_pool is None else [self.shortcut_pool]
+        for layer in pooling + self.projection:
             output_shape = tuple(layer.compute_output_shape(shape))
             yield layer, shape, output_shape
             shape = output_shape
@@ -282,9 +298,9 @@ class ResidualBlock(PlainBlock):
 
     def run_shortcut(self, inputs: Any, training: bool | None) -> Any:
         """Return `inputs` in the shape of the branch's output."""
+        shortcut = inputs if self.shortcut_pool is None else self.shortcut_pool(inputs)
         if self.projection:
-            return _run(self.projection, inputs, training)
-        shortcut = inputs
+            return _run(self.projection, shortcut, training)
         if self.strides != 1:
             shortcut = shortcut[:, :: self.strides, :: self.strides, :]
         missing = self.filters - inputs.shape[-1]
@@ -298,7 +314,7 @@ class ResidualBlock(PlainBlock):
         if self.drop_branch is not None:
             branch = self.drop_branch(branch, training=training)
         outputs = branch + self.run_shortcut(inputs, training)
-        return outputs if self.last_activation is None else self.last_activation(outputs)
+        return self.activate(outputs, training)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -309,6 +325,7 @@ class ResidualBlock(PlainBlock):
 
 
 _HAVE_MODES = (
+    FusedActivation,
     keras.layers.BatchNormalization,
     keras.layers.Dropout,
     keras.layers.SpatialDropout2D,

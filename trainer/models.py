@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from trainer.config.model_schema import BlockSpec, InitializerSpec, ModelSpec, Regularizer
-from trainer.layers import PlainBlock, ResidualBlock, build_activation
+from trainer.activations import build_activation
+from trainer.config.model_schema import (
+    BlockSpec,
+    ConvolutionStem,
+    InitializerSpec,
+    ModelSpec,
+    Regularizer,
+    WhiteningStem,
+)
+from trainer.initializers import Dirac
+from trainer.layers import PlainBlock, ResidualBlock
 from trainer.normalization import build_normalization
-
-
-@dataclass(frozen=True)
-class PixelScaling:
-    """What the model does to pixels of 0..255 first: `pixels * scale + offset`.
-
-    Attributes:
-        scale: One factor per channel.
-        offset: One summand per channel.
-    """
-
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
-
-    @classmethod
-    def identity(cls, channels: int) -> PixelScaling:
-        """Return the scaling that leaves pixels as they are."""
-        return cls((1.0,) * channels, (0.0,) * channels)
-
-    @classmethod
-    def of(cls, images: np.ndarray, normalize: str) -> PixelScaling:
-        """Return the scaling that `data.normalize` asks for.
-
-        Args:
-            images: Training images, shape (num_images, height, width, channels), uint8.
-            normalize: `per_channel` (zero mean and unit deviation over `images`), `unit`
-                (0..1) or `none`.
-        """
-        channels = images.shape[-1]
-        if normalize == "none":
-            return cls.identity(channels)
-        if normalize == "unit":
-            return cls((1 / 255,) * channels, (0.0,) * channels)
-        # Exact integer counts of each level: no float copy of the whole set is made.
-        levels = np.arange(256, dtype=np.float64)
-        scale, offset = [], []
-        for channel in range(channels):
-            counts = np.bincount(images[..., channel].ravel(), minlength=256)
-            mean = float(counts @ levels / counts.sum())
-            variance = float(counts @ (levels - mean) ** 2 / counts.sum())
-            deviation = max(variance**0.5, 1.0)
-            scale.append(1 / deviation)
-            offset.append(-mean / deviation)
-        return cls(tuple(scale), tuple(offset))
+from trainer.pixels import PixelScaling
 
 
 def build_model(
@@ -63,6 +28,7 @@ def build_model(
     num_classes: int,
     scaling: PixelScaling,
     name: str = "classifier",
+    stem_kernel: np.ndarray | None = None,
 ) -> keras.Model:
     """Build the classifier of a spec.
 
@@ -75,6 +41,8 @@ def build_model(
         num_classes: Width of the last layer.
         scaling: Applied to the pixels inside the model.
         name: Name of the model.
+        stem_kernel: Of a whitening stem, from `pixels.whitening_kernel`; without it the
+            stem is random, which is enough to look at shapes.
 
     Returns:
         A functional model from images (batch, height, width, channels), any numeric
@@ -82,7 +50,7 @@ def build_model(
     """
     inputs = keras.Input(image_shape, name="image")
     x = keras.layers.Rescaling(list(scaling.scale), list(scaling.offset), name="pixels")(inputs)
-    x = _stem(spec, x)
+    x = _stem(spec, x, stem_kernel)
     num_blocks = sum(stage.blocks for stage in spec.stages)
     index = 0
     for stage_index, stage in enumerate(spec.stages):
@@ -91,6 +59,7 @@ def build_model(
                 spec.block,
                 filters=stage.filters,
                 strides=stage.strides if block_index == 0 else 1,
+                pool_size=stage.pool_size if block_index == 0 else 1,
                 # The deeper, the likelier dropped (Huang et al. 2016, section 3).
                 depth=(index + 1) / num_blocks,
                 name=f"stage{stage_index}_block{block_index}",
@@ -102,6 +71,8 @@ def build_model(
 
 
 def _initializer(spec: InitializerSpec) -> keras.initializers.Initializer:
+    if spec.kind == "dirac":
+        return Dirac()
     # Not through `get`, which wants the value of a Constant that has a default.
     return getattr(keras.initializers, spec.kind)(**spec.arguments)
 
@@ -112,12 +83,35 @@ def _regularizer(spec: Regularizer) -> keras.regularizers.Regularizer | None:
     return keras.regularizers.L1L2(l1=spec.l1, l2=spec.l2)
 
 
-def _stem(spec: ModelSpec, x: Any) -> Any:
-    block = spec.block
+def _stem(spec: ModelSpec, x: Any, kernel: np.ndarray | None) -> Any:
+    if isinstance(spec.stem, WhiteningStem):
+        return _whitening_stem(spec.stem, spec.block, x, kernel)
+    return _convolution_stem(spec.stem, spec.block, x)
+
+
+def _whitening_stem(
+    stem: WhiteningStem, block: BlockSpec, x: Any, kernel: np.ndarray | None
+) -> Any:
+    size = stem.kernel_size
+    convolution = keras.layers.Conv2D(
+        2 * size * size * x.shape[-1],
+        size,
+        padding="valid",
+        use_bias=False,
+        trainable=False,
+        name="stem_conv",
+    )
+    x = convolution(x)
+    if kernel is not None:
+        convolution.kernel.assign(kernel)
+    return build_activation(block.activation, "stem_act")(x)
+
+
+def _convolution_stem(stem: ConvolutionStem, block: BlockSpec, x: Any) -> Any:
     x = keras.layers.Conv2D(
-        spec.stem.filters,
-        spec.stem.kernel_size,
-        strides=spec.stem.strides,
+        stem.filters,
+        stem.kernel_size,
+        strides=stem.strides,
         padding="same",
         use_bias=block.normalization.kind == "none",
         kernel_initializer=_initializer(block.kernel_initializer),
@@ -127,8 +121,8 @@ def _stem(spec: ModelSpec, x: Any) -> Any:
     )(x)
     if not block.preactivation:
         x = _normalize_and_activate(block, x, "stem")
-    if spec.stem.pool_size > 1:
-        x = keras.layers.MaxPooling2D(spec.stem.pool_size, padding="same", name="stem_pool")(x)
+    if stem.pool_size > 1:
+        x = keras.layers.MaxPooling2D(stem.pool_size, padding="same", name="stem_pool")(x)
     return x
 
 
@@ -140,10 +134,11 @@ def _normalize_and_activate(block: BlockSpec, x: Any, prefix: str) -> Any:
 
 
 def _build_block(
-    spec: BlockSpec, *, filters: int, strides: int, depth: float, name: str
+    spec: BlockSpec, *, filters: int, strides: int, pool_size: int, depth: float, name: str
 ) -> PlainBlock:
     common: dict[str, Any] = {
         "strides": strides,
+        "pool_size": pool_size,
         "kernel_size": spec.kernel_size,
         "layout": spec.layout,
         "bottleneck_ratio": spec.bottleneck_ratio,

@@ -22,7 +22,17 @@ class ConvMuon(keras.optimizers.Muon):
     Keras' Muon gives only matrices to the Muon step, so that a convolutional network
     would be trained by its AdamW part. Here a kernel (height, width, in, out) counts as
     the matrix (height * width * in, out).
+
+    Args:
+        fixed_norm: Scale each kernel of f filters to the norm sqrt(f) before its step,
+            and take the learning rate as the norm of the update over that of the kernel.
+            For kernels in front of a normalization, which undoes the scaling.
+        **kwargs: Of `keras.optimizers.Muon`.
     """
+
+    def __init__(self, *, fixed_norm: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fixed_norm = fixed_norm
 
     def _should_use_adamw(self, variable: Any) -> bool:
         if len(variable.shape) == 4:
@@ -36,8 +46,18 @@ class ConvMuon(keras.optimizers.Muon):
         self.assign_add(m, ops.add(gradient, m * (self.momentum - 1)))
         step = ops.add(gradient, self.momentum * m) if self.nesterov else m
         matrix = ops.reshape(step, (-1, variable.shape[-1]))
-        update = self.lr_adjust(lr * self.zeropower_via_newtonschulz5(matrix, self.ns_steps))
-        self.assign_sub(variable, ops.reshape(update, variable.shape))
+        update = lr * self.zeropower_via_newtonschulz5(matrix, self.ns_steps)
+        if not self.fixed_norm:
+            self.assign_sub(variable, ops.reshape(self.lr_adjust(update), variable.shape))
+            return
+        # An orthogonalized matrix has the norm of the root of its smaller side.
+        norm = variable.shape[-1] ** 0.5
+        update *= norm / min(update.shape) ** 0.5
+        kernel = variable * (norm / ops.norm(ops.reshape(variable, (-1,))))
+        self.assign(variable, kernel - ops.reshape(update, variable.shape))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "fixed_norm": self.fixed_norm}
 
 
 def build_optimizer(
@@ -99,5 +119,7 @@ def _build(config: Optimizer, common: dict[str, Any]) -> keras.optimizers.Optimi
                 adam_lr_ratio=config.adam_learning_rate_ratio,
                 adam_weight_decay=config.weight_decay or None,
                 exclude_layers=_NOT_ORTHOGONALIZED,
+                ns_steps=config.newton_schulz_steps,
+                fixed_norm=config.kernel_norm == "fixed",
                 **common,
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.config import load_config
 from trainer.data.directory import EXTENSIONS, read_image
 from trainer.errors import DataError
 from trainer.evaluate import load_run_model, predict_logits
@@ -51,6 +52,7 @@ def predict(run: RunDir, paths: Sequence[Path], batch_size: int = 128) -> list[P
     facts = read_json(run.data)
     height, width, _ = facts["image_shape"]
     model = load_run_model(run)
+    views = load_config(run.config).evaluation.views
     images: list[np.ndarray] = []
     errors: dict[Path, str] = {}
     for file in files:
@@ -59,7 +61,7 @@ def predict(run: RunDir, paths: Sequence[Path], batch_size: int = 128) -> list[P
         except (DataError, OSError) as error:
             errors[file] = str(error)
     probabilities = iter(
-        _softmax(predict_logits(model, np.stack(images), batch_size)) if images else ()
+        _softmax(predict_logits(model, np.stack(images), batch_size, views)) if images else ()
     )
     return [
         Prediction(str(file), None, 0.0, {}, errors[file])

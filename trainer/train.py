@@ -12,13 +12,15 @@ import keras
 
 from trainer.checkpoint import restore_latest
 from trainer.config import Config, dump_config, load_config
+from trainer.config.model_schema import WhiteningStem
 from trainer.data.pipeline import steps_per_epoch
 from trainer.data.sources import Split, load_split
 from trainer.data.splits import split_off_validation
 from trainer.errors import ConfigError, InterruptedRun, RunDirectoryError, TrainerError
 from trainer.fitting import Fitting, TrainingData
-from trainer.models import PixelScaling, build_model
+from trainer.models import build_model
 from trainer.optimizers import build_optimizer
+from trainer.pixels import PixelScaling, whitening_kernel
 from trainer.progress import say
 from trainer.run_dir import RunDir, write_atomically, write_json, write_text
 from trainer.runtime import Runtime, describe_environment, set_up
@@ -103,7 +105,7 @@ def _run(
             f"{config.runtime.steps_per_execution}, {epoch_steps} steps an epoch"
         )
     with runtime.scope():
-        model = _build_compiled(config, data.train, runtime, epoch_steps)
+        model = build_compiled(config, data.train, runtime, epoch_steps)
     num_parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
     say(f"model: {num_parameters:,} trainable parameters, {epoch_steps} steps an epoch")
 
@@ -134,12 +136,21 @@ def _write_data_facts(run: RunDir, config: Config, data: TrainingData) -> None:
     )
 
 
-def _build_compiled(
-    config: Config, split: Split, runtime: Runtime, epoch_steps: int
-) -> keras.Model:
+def build_compiled(config: Config, split: Split, runtime: Runtime, epoch_steps: int) -> keras.Model:
+    """Build and compile the model of a config; call it in the strategy's scope.
+
+    Args:
+        config: Of the run.
+        split: The training images, whose statistics go into the model.
+        runtime: What `runtime.set_up` decided.
+        epoch_steps: Steps of an epoch, which the schedule counts in.
+    """
     scaling = PixelScaling.of(split.images, config.data.normalize)
+    stem, stem_kernel = config.model.stem, None
+    if isinstance(stem, WhiteningStem):
+        stem_kernel = whitening_kernel(split.images, scaling, stem.kernel_size, stem.epsilon)
     model = build_model(
-        config.model, split.image_shape, split.num_classes, scaling, name="classifier"
+        config.model, split.image_shape, split.num_classes, scaling, stem_kernel=stem_kernel
     )
     schedule = build_schedule(
         config.schedule,

@@ -47,7 +47,7 @@ def _num_devices(config: Config) -> int:
 def strides_fit_the_image(config: Config) -> Problems:
     """Down-sampling ends at one pixel."""
     size, strides = _image_size(config), config.model.total_strides
-    if size and strides > min(size):
+    if size and (strides > min(size) or config.model.output_side(min(size)) < 1):
         yield (
             ("model", "stages"),
             (

@@ -62,18 +62,19 @@ def merge(lower: Node, upper: Node, path: KeyPath = ()) -> Node:
         lower_in_full, upper_in_full = _spell_out(lower), _spell_out(upper)
     if not isinstance(lower_in_full.value, dict) or not isinstance(upper_in_full.value, dict):
         return upper
-    if pattern in SECTIONS_BY_KIND | SECTIONS_BY_NAME:
-        kinds = [
-            node.value["kind"].value
-            for node in (lower_in_full, upper_in_full)
-            if isinstance(node.value, dict) and "kind" in node.value
-        ]
-        if len(kinds) == 2 and kinds[0] != kinds[1]:
+    if pattern in SECTIONS_BY_KIND or pattern in SECTIONS_BY_NAME:
+        lower_kind = _kind(lower_in_full.value) or SECTIONS_BY_KIND.get(pattern)
+        upper_kind = _kind(upper_in_full.value)
+        if lower_kind and upper_kind and lower_kind != upper_kind:
             return upper
     merged = dict(lower_in_full.value)
     for key, child in upper_in_full.value.items():
         merged[key] = merge(merged[key], child, (*path, key)) if key in merged else child
     return Node(merged, lower.place if upper.place.line is None else upper.place)
+
+
+def _kind(section: dict[Any, Node]) -> Any:
+    return section["kind"].value if "kind" in section else None
 
 
 def _merge_items(lower: Node, upper: Node, path: KeyPath) -> Node:

@@ -106,7 +106,8 @@ def _sections_at(loc: Iterable[str | int]) -> list[type[Section]]:
         tagged = [
             section
             for section in sections
-            if "kind" in section.model_fields and section.model_fields["kind"].default == part
+            if "kind" in section.model_fields
+            and part in get_args(section.model_fields["kind"].annotation)
         ]
         sections = (
             tagged
@@ -155,7 +156,7 @@ def _key_paths(section: type[Section]) -> list[str]:
 
 def _missing_kind(details: ErrorDetails) -> str:
     sections = _sections_at(details["loc"])
-    kinds = [section.model_fields["kind"].default for section in sections]
+    kinds = [get_args(section.model_fields["kind"].annotation)[0] for section in sections]
     text = f"missing key 'kind', one of {', '.join(kinds)}"
     given = details["input"]
     named = [key for key in given if key in kinds] if isinstance(given, dict) else []

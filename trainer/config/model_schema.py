@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
@@ -30,10 +31,11 @@ Activation = Literal[
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 # The arguments that each of Keras' initializers takes besides the axes of einsum
-# kernels and `seed`, which is always derived from the run's own. A test holds this
-# table against Keras.
+# kernels and `seed`, which is always derived from the run's own; and `dirac`, which
+# is ours. A test holds this table against Keras.
 INITIALIZERS: dict[str, frozenset[str]] = {
     "constant": frozenset({"value"}),
+    "dirac": frozenset(),
     "glorot_normal": frozenset(),
     "glorot_uniform": frozenset(),
     "he_normal": frozenset(),
@@ -54,17 +56,19 @@ _WORDS = {
     "mode": ("fan_in", "fan_out", "fan_avg"),
     "distribution": ("truncated_normal", "untruncated_normal", "uniform"),
 }
-# Kernels of convolutions have four axes and biases have one, which these cannot fill.
+# Kernels of convolutions have four axes, biases one and that of the head two.
 _UNFIT_INITIALIZERS = {
     "kernel_initializer": ("identity",),
-    "bias_initializer": ("identity", "orthogonal"),
+    "bias_initializer": ("dirac", "identity", "orthogonal"),
 }
 
 
 class InitializerSpec(Section):
     """A Keras initializer by name, with the arguments it takes.
 
-    Written `he_normal`, or `{random_normal: {stddev: 0.01}}`.
+    Written `he_normal`, or `{random_normal: {stddev: 0.01}}`. Beside those of Keras
+    there is `dirac`: the first filters of a convolution pass its input channels on
+    unchanged, the others start random (`lecun_normal`).
     """
 
     kind: str
@@ -158,14 +162,61 @@ Normalization: TypeAlias = Annotated[
 ]
 
 
-class StemSpec(Section):
-    """The first convolution, from image channels to filters."""
+class ConvolutionStem(Section):
+    """A trained convolution from image channels to filters, normalized and activated."""
 
+    kind: Literal["convolution"] = "convolution"
     filters: PositiveInt = 16
     kernel_size: PositiveInt = 3
     strides: PositiveInt = 1
     pool_size: PositiveInt = 1
     """Max-pooling after the stem; 1 is none."""
+
+    @property
+    def normalized_filters(self) -> int | None:
+        """Channels that a normalization follows."""
+        return self.filters
+
+    def output_side(self, side: int) -> int:
+        """Return the side of the output, in positions, of an image's side in pixels."""
+        return ceil(ceil(side / self.strides) / self.pool_size)
+
+
+class WhiteningStem(Section):
+    """A frozen convolution that decorrelates the pixels of a patch, then the activation.
+
+    Its filters are the principal components of the training images' patches, each
+    scaled to unit variance, and the same once more with the opposite sign: 2 *
+    kernel_size^2 * channels filters, no padding, nothing to train (Jordan 2024).
+    """
+
+    kind: Literal["whitening"]
+    kernel_size: PositiveInt = 2
+    """Side of a patch in pixels."""
+    epsilon: PositiveFloat = 5e-4
+    """Added to the variance of each component, so that components of noise stay small."""
+
+    @property
+    def normalized_filters(self) -> int | None:
+        """No normalization follows: the outputs have unit variance."""
+        return None
+
+    def output_side(self, side: int) -> int:
+        """Return the side of the output, in positions, of an image's side in pixels."""
+        return max(side - self.kernel_size + 1, 0)
+
+
+def _stem_kind(value: Any) -> Any:
+    """A stem without a kind is a convolution."""
+    if isinstance(value, dict) and "kind" not in value:
+        return {"kind": "convolution", **value}
+    return value
+
+
+Stem: TypeAlias = Annotated[
+    Annotated[ConvolutionStem | WhiteningStem, Field(discriminator="kind")],
+    BeforeValidator(_stem_kind),
+]
 
 
 class StageSpec(Section):
@@ -175,6 +226,9 @@ class StageSpec(Section):
     """Output channels of each block."""
     blocks: PositiveInt
     strides: PositiveInt = 1
+    pool_size: PositiveInt = 1
+    """Max-pooling behind the first block's spatial convolution, another way to
+    down-sample; a remainder at the border is dropped. 1 is none."""
 
 
 class BlockSpec(Section):
@@ -213,9 +267,9 @@ class BlockSpec(Section):
     @classmethod
     def _fits_the_axes(cls, value: InitializerSpec, info: ValidationInfo) -> InitializerSpec:
         if value.kind in _UNFIT_INITIALIZERS[str(info.field_name)]:
+            made = "kernels" if value.kind == "dirac" else "matrices"
             raise ValueError(
-                f"{value.kind} makes matrices, and a convolution's kernel has four axes, its "
-                "bias one"
+                f"{value.kind} makes {made}, and a convolution's kernel has four axes, its bias one"
             )
         return value
 
@@ -250,11 +304,18 @@ class HeadSpec(Section):
     kernel_initializer: InitializerSpec = InitializerSpec(kind="glorot_uniform")
     kernel_regularizer: Regularizer = Regularizer()
 
+    @field_validator("kernel_initializer")
+    @classmethod
+    def _fits_a_matrix(cls, value: InitializerSpec) -> InitializerSpec:
+        if value.kind == "dirac":
+            raise ValueError("dirac is for convolutions, and the head's kernel is a matrix")
+        return value
+
 
 class ModelSpec(Section):
     """A convolutional image classifier: stem, stages of equal blocks, head."""
 
-    stem: StemSpec = StemSpec()
+    stem: Stem = ConvolutionStem()
     stages: Annotated[tuple[StageSpec, ...], Field(min_length=1)]
     block: BlockSpec = BlockSpec()
     head: HeadSpec = HeadSpec()
@@ -262,10 +323,20 @@ class ModelSpec(Section):
     @property
     def total_strides(self) -> int:
         """How many pixels of the image one position of the last stage spans."""
-        strides = self.stem.strides * self.stem.pool_size
+        strides = 1
+        if isinstance(self.stem, ConvolutionStem):
+            strides = self.stem.strides * self.stem.pool_size
         for stage in self.stages:
-            strides *= stage.strides
+            strides *= stage.strides * stage.pool_size
         return strides
+
+    def output_side(self, side: int) -> int:
+        """Return the side of the last stage, in positions, of an image's side in pixels."""
+        side = self.stem.output_side(side)
+        for stage in self.stages:
+            # Convolutions pad, pooling does not.
+            side = ceil(side / stage.strides) // stage.pool_size
+        return side
 
     @model_validator(mode="after")
     def _filters_divide(self) -> ModelSpec:
@@ -287,12 +358,14 @@ class ModelSpec(Section):
                     f"from. Received: groups={normalization.groups}, {inner} channels in stage "
                     f"{index}"
                 )
+        stem_filters = self.stem.normalized_filters
         if (
             isinstance(normalization, GroupNormalizationSpec)
-            and self.stem.filters % normalization.groups
+            and stem_filters is not None
+            and stem_filters % normalization.groups
         ):
             raise ValueError(
                 "the groups of a group normalization must divide the channels they are taken "
-                f"from. Received: groups={normalization.groups}, stem.filters={self.stem.filters}"
+                f"from. Received: groups={normalization.groups}, stem.filters={stem_filters}"
             )
         return self

@@ -192,6 +192,12 @@ class Muon(_Optimizer):
     nesterov: Bool = True
     adam_learning_rate_ratio: PositiveFloat = 1.0
     """Learning rate of the AdamW part over that of the Muon part."""
+    newton_schulz_steps: PositiveInt = 5
+    """Iterations of the orthogonalization; fewer are cheaper and less exact."""
+    kernel_norm: Literal["free", "fixed"] = "free"
+    """Fixed: before each step a kernel of f filters is scaled to the norm sqrt(f), which a
+    normalization behind it undoes; learning_rate is then the norm of the update over that
+    of the kernel, and weight decay of it is without effect (Jordan 2024)."""
 
 
 Optimizer: TypeAlias = Annotated[
@@ -267,6 +273,15 @@ class FitConfig(Section):
     checkpoint_every_epochs: PositiveInt = 1
 
 
+class EvaluationConfig(Section):
+    """How a trained model is asked about an image."""
+
+    views: Literal["single", "mirror", "mirror_shift"] = "single"
+    """Average the logits of several views of each image. Mirror: itself and its mirror
+    image. Mirror_shift: these two, and with half of the weight the same moved by one pixel
+    up and left, and down and right (six views in all, Jordan 2024)."""
+
+
 class GradientsConfig(Section):
     """What is recorded inside the training step, and when it is written."""
 
@@ -276,6 +291,10 @@ class GradientsConfig(Section):
     moments_every_steps: PositiveInt = 10
     """Record mean, standard deviation, largest magnitude and zero fraction of every n-th
     recorded step; a step with a non-finite gradient is always recorded in full."""
+    activations_every_steps: NonNegativeInt = 10
+    """Record mean, standard deviation, largest magnitude, zeros, saturated and non-finite
+    values of each block's output at every n-th recorded step; 0 is never. A step with a
+    non-finite loss or gradient is always recorded, unless it is 0."""
     window_steps: PositiveInt = 50
     """Recorded steps between two visits of the host, and one window of the log."""
     on_error: Literal["warn", "stop"] = "warn"
@@ -310,13 +329,15 @@ class Config(Section):
     optimizer: Optimizer = Adam()
     schedule: Schedule = ConstantSchedule()
     fit: FitConfig = FitConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     gradients: GradientsConfig = GradientsConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
 
 # Sections whose keys depend on `kind`: a file that extends another and names a
-# different kind starts them afresh instead of inheriting keys of the old kind.
-SECTIONS_BY_KIND = frozenset({"optimizer", "schedule"})
+# different kind starts them afresh instead of inheriting keys of the old kind. The
+# value is the kind of a section that is written without one.
+SECTIONS_BY_KIND = {"optimizer": None, "schedule": None, "model.stem": "convolution"}
 
 # The same for sections whose kind can also be written as a name or `{name: {...}}`;
 # `*` stands for any item of a list.
