@@ -575,6 +575,70 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         ),
     ),
     BrokenConfig(
+        name="early crops as large as the image",
+        text=MODEL + "data:\n  early_crops: {size: 32, epochs: 3}\n",
+        message=(
+            "broken.yaml:3: data.early_crops.size: must be less than the side of the image. "
+            "Received: size=32, an image of 32x32 pixels"
+        ),
+    ),
+    BrokenConfig(
+        name="early crops that the strides use up",
+        text=(
+            "model:\n"
+            "  stages:\n"
+            "    - {filters: 8, blocks: 1, strides: 4}\n"
+            "    - {filters: 8, blocks: 1, strides: 8}\n"
+            "data:\n"
+            "  early_crops: {size: 24, epochs: 3}\n"
+        ),
+        message=(
+            "broken.yaml:6: data.early_crops.size: stem and stages together must not "
+            "down-sample by more than a crop has pixels. Received: size=24, strides of 32 in all"
+        ),
+    ),
+    BrokenConfig(
+        name="early crops that pooling uses up",
+        text=(
+            "model:\n"
+            "  stem: {kind: whitening}\n"
+            "  stages: [{filters: 8, blocks: 1, pool_size: 8}]\n"
+            "data:\n"
+            "  early_crops: {size: 8, epochs: 3}\n"
+        ),
+        message=(
+            "broken.yaml:5: data.early_crops.size: stem and stages together must not "
+            "down-sample by more than a crop has pixels. Received: size=8, strides of 8 in all"
+        ),
+    ),
+    BrokenConfig(
+        name="early crops to the end of the run",
+        text=MODEL + "data:\n  early_crops:\n    size: 24\n    epochs: 20\nfit: {epochs: 20}\n",
+        message=(
+            "broken.yaml:5: data.early_crops.epochs: must be less than fit.epochs, because at "
+            "least the last epoch sees whole images. Received: epochs=20, fit.epochs=20"
+        ),
+    ),
+    BrokenConfig(
+        name="early crops before a flattening head",
+        text=(
+            "model:\n"
+            "  stages: [{filters: 8, blocks: 1}]\n"
+            "  head: {pooling: flatten}\n"
+            "data: {early_crops: {size: 24, epochs: 3}}\n"
+        ),
+        message=(
+            "broken.yaml:3: model.head.pooling: must be average or max with data.early_crops, "
+            "because flatten makes fewer features of a crop than of a whole image. Received: "
+            "flatten"
+        ),
+    ),
+    BrokenConfig(
+        name="early crops without their epochs",
+        text=MODEL + "data: {early_crops: {size: 24}}\n",
+        message="broken.yaml:2: data.early_crops.epochs: missing key",
+    ),
+    BrokenConfig(
         name="XLA on several CPU devices",
         text=MODEL + "runtime: {logical_cpus: 2, jit: on}\n",
         message=(

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from trainer.config.model_schema import INITIALIZERS, InitializerSpec, ModelSpec
 from trainer.config.schema import DataConfig
@@ -55,7 +56,9 @@ def cifar_spec(blocks: int, kind: str) -> ModelSpec:
     )
 
 
-def built(spec: ModelSpec, image_shape: tuple[int, int, int] = (8, 8, 3)) -> keras.Model:
+def built(
+    spec: ModelSpec, image_shape: tuple[int | None, int | None, int] = (8, 8, 3)
+) -> keras.Model:
     return build_model(spec, image_shape, 10, PixelScaling.identity(image_shape[-1]))
 
 
@@ -389,6 +392,69 @@ def test_the_model_scales_its_pixels_itself() -> None:
         model.get_layer("pixels")(images),
         images * np.float32([0.5, 1, 2]) + np.float32([1, 0, -1]),
     )
+
+
+# Images of any size
+
+POOLED = [{"filters": 24, "blocks": 1, "pool_size": 2}, {"filters": 32, "blocks": 1}]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"block": {"kind": "plain", "layout": "bottleneck", "normalization": "layer"}},
+        {"block": {"preactivation": True, "activation": "prelu", "stochastic_depth": 0.3}},
+        {
+            "stem": {"filters": 4, "strides": 2, "pool_size": 2},
+            "block": {
+                "preactivation": True,
+                "shortcut": "projection",
+                "normalization": {"group": {"groups": 2}},
+            },
+        },
+        {
+            "block": {
+                "shortcut": "projection",
+                "normalization": "none",
+                "dropout": 0.2,
+                "spatial_dropout": 0.2,
+            }
+        },
+        {"stem": {"kind": "whitening"}, "stages": POOLED, "block": {"activation": "silu"}},
+        {"stages": POOLED, "block": {"shortcut": "projection"}, "head": {"pooling": "max"}},
+    ],
+    ids=lambda spec: "-".join(map(str, spec["block"].values())),
+)
+def test_a_network_for_any_size_computes_what_one_for_a_fixed_size_does(
+    spec: dict[str, Any],
+) -> None:
+    stages = [{"filters": 4, "blocks": 1}, {"filters": 8, "blocks": 1, "strides": 2}]
+    # Odd and not square, so that strides, padding and pooling meet remainders.
+    images = random_images((3, 13, 11, 3))
+    results = []
+    for height, width in ((13, 11), (None, None)):
+        keras.utils.set_random_seed(5)  # The same weights, and the same dropout.
+        small = {"stem": {"filters": 4}, "stages": stages, **spec}
+        model = built(ModelSpec.model_validate(small), (height, width, 3))
+        logits, gradient = _step_for(model, height, width)(images)
+        results.append([logits, gradient, *model.get_weights()])
+    for fixed, any_size in zip(*results, strict=True):
+        # Some gradients are nothing but rounding: of a bias before a normalization.
+        np.testing.assert_allclose(any_size, fixed, rtol=1e-4, atol=1e-5 * np.abs(fixed).max())
+
+
+def _step_for(model: keras.Model, height: int | None, width: int | None) -> Any:
+    """Return a graph for images of these sides: logits of inference, gradient of training."""
+
+    @tf.function(input_signature=[tf.TensorSpec([3, height, width, 3], tf.uint8)])
+    def step(images: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(model(images, training=True)))
+        gradient = tape.gradient(loss, [weight.value for weight in model.trainable_weights])
+        whole = tf.concat([tf.reshape(part, [-1]) for part in gradient], axis=0)
+        return model(images, training=False), whole
+
+    return step
 
 
 # The summary

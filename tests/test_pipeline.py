@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config.schema import Cutout, HorizontalFlip, Mixup, RandomShift
+from trainer.config.schema import Cutout, EarlyCrops, HorizontalFlip, Mixup, RandomShift
 from trainer.data.pipeline import (
     evaluation_batch_size,
     evaluation_batches,
     steps_per_epoch,
     training_batches,
 )
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 
 AUGMENT = (HorizontalFlip(), RandomShift(pixels=2), Cutout(size=3), Mixup())
 
@@ -42,11 +42,21 @@ def take_epochs(count: int, batch_size: int, epochs: int, seed: int = 0) -> np.n
     return np.stack([read_indices(batch) for batch, _ in batches]).reshape(epochs, -1)
 
 
-def draw_stream(seed: int = 0, first_step: int = 0, count: int = 8) -> list[np.ndarray]:
+def draw_stream(
+    seed: int = 0, first_step: int = 0, count: int = 8, early_crops: EarlyCrops | None = None
+) -> list[np.ndarray]:
+    """Return images and labels in turns; an epoch has four batches of images 6 by 5."""
     images = np.random.default_rng(0).integers(0, 256, (23, 6, 5, 3), np.uint8)
     labels = np.arange(23, dtype=np.int32) % 4
     dataset = training_batches(
-        images, labels, 4, batch_size=5, seed=seed, augment=AUGMENT, first_step=first_step
+        images,
+        labels,
+        4,
+        batch_size=5,
+        seed=seed,
+        augment=AUGMENT,
+        early_crops=early_crops,
+        first_step=first_step,
     )
     return [array for batch in dataset.take(count).as_numpy_iterator() for array in batch]
 
@@ -116,6 +126,72 @@ def test_a_resumed_stream_goes_on_where_the_first_one_stopped(first_step: int) -
     resumed = draw_stream(first_step=first_step, count=8 - first_step)
     for one, other in zip(rest, resumed, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def place_of(window: np.ndarray, whole: np.ndarray) -> tuple[int, int]:
+    """Return the one place of a window of all images at once."""
+    (_, rows, columns, _), (_, height, width, _) = window.shape, whole.shape
+    (place,) = [
+        (top, left)
+        for top in range(height - rows + 1)
+        for left in range(width - columns + 1)
+        if np.array_equal(whole[:, top : top + rows, left : left + columns], window)
+    ]
+    return place
+
+
+def test_early_epochs_see_crops_and_later_ones_whole_images() -> None:
+    images = draw_stream(count=12, early_crops=EarlyCrops(size=3, epochs=2))[::2]
+    assert [batch.shape for batch in images] == [(5, 3, 3, 3)] * 8 + [(5, 6, 5, 3)] * 4
+
+
+def test_an_early_batch_is_one_window_of_the_uncropped_batch() -> None:
+    cropped = draw_stream(count=40, early_crops=EarlyCrops(size=3, epochs=9))
+    whole = draw_stream(count=40)
+    places = {place_of(*pair) for pair in zip(cropped[:72:2], whole[:72:2], strict=True)}
+    assert len(places) > 8  # Of 4 x 3, in 36 batches.
+    for one, other in zip(cropped[1::2] + cropped[72:], whole[1::2] + whole[72:], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_another_seed_crops_elsewhere() -> None:
+    def places(seed: int) -> list[tuple[int, int]]:
+        cropped = draw_stream(seed, early_crops=EarlyCrops(size=2, epochs=2))[::2]
+        return list(map(place_of, cropped, draw_stream(seed)[::2]))
+
+    assert places(0) != places(1)
+
+
+@pytest.mark.parametrize("first_step", [1, 4, 6, 9])  # Crops end after eight steps.
+def test_a_resumed_stream_crops_as_the_first_one_did(first_step: int) -> None:
+    early_crops = EarlyCrops(size=3, epochs=2)
+    rest = draw_stream(count=12, early_crops=early_crops)[2 * first_step :]
+    resumed = draw_stream(first_step=first_step, count=12 - first_step, early_crops=early_crops)
+    for one, other in zip(rest, resumed, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_stream_with_early_crops_leaves_height_and_width_open() -> None:
+    images, labels = np.zeros((20, 6, 5, 3), np.uint8), np.arange(20, dtype=np.int32)
+    for first_step in (0, 5):  # In the early epoch and behind it.
+        dataset = training_batches(
+            images,
+            labels,
+            20,
+            batch_size=4,
+            seed=0,
+            early_crops=EarlyCrops(size=4, epochs=1),
+            first_step=first_step,
+        )
+        assert dataset.element_spec == (
+            tf.TensorSpec([4, None, None, 3], tf.uint8),
+            tf.TensorSpec([4, 20], tf.float32),
+        )
+
+
+def test_early_crops_as_large_as_the_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"size=5, images of 6x5\. Lower"):
+        draw_stream(early_crops=EarlyCrops(size=5, epochs=1))
 
 
 def test_cutout_fills_with_the_mean_color_of_the_training_set() -> None:

@@ -148,6 +148,19 @@ def test_an_average_of_the_weights_survives_a_stop_inside_an_epoch(
     assert all(map(np.array_equal, weights_of(whole), weights_of(stopped)))
 
 
+def test_early_crops_survive_a_stop_inside_an_early_epoch(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early_crops = "data.early_crops={size: 24, epochs: 2}"
+    whole = train_tiny(tmp_path, early_crops)
+    stopped = stop_at_step(13, tmp_path / "stopped", monkeypatch, early_crops)
+
+    resume(stopped, command=["trainer"])
+
+    assert all(map(np.array_equal, weights_of(whole), weights_of(stopped)))
+    assert not np.array_equal(weights_of(whole)[0], weights_of(run)[0])
+
+
 def stop_at_step(
     step: int, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
 ) -> RunDir:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.gradient_stats import l2_norms
+from trainer.gradient_stats import Rows, l2_norms
 from trainer.recorded_steps import ACTIVATIONS
 
 PARTS = ("count", *ACTIVATIONS)
@@ -60,8 +60,8 @@ def saturation_of(layer: keras.layers.Layer) -> Saturation | None:
 def activation_parts(
     outputs: Sequence[Sequence[tf.Tensor]],
     saturations: Sequence[Saturation | None],
-    num_images: tf.Tensor | None,
-    can_branch: bool = True,
+    num_images: int | None,
+    is_bad: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Return `PARTS` of each layer's outputs.
 
@@ -69,9 +69,10 @@ def activation_parts(
         outputs: Per layer what it returned in this step, once for each call, any floating
             dtype, images along the first axis. A layer's calls count as one set of values.
         saturations: Per layer.
-        num_images: Only the first so many images are looked at, an int32 scalar; None
-            is all.
-        can_branch: Compute all, needed or not, if not.
+        num_images: Only the first so many images are looked at; None is all.
+        is_bad: Whether the step is not finite, a boolean scalar: non-finite values are
+            then counted over all images, whatever `num_images` says, and are zero in
+            other steps. None counts them always, without a branch.
 
     Returns:
         Shape (layers, len(PARTS)), float32; NaN for a layer without outputs.
@@ -80,40 +81,44 @@ def activation_parts(
     if not seen:
         return tf.fill((len(outputs), len(PARTS)), np.float32(np.nan))
     values = [_values(outputs[index], num_images) for index in seen]
-    means = [tf.reduce_mean(each) for each in values]
-    sizes = [tf.cast(tf.size(each), tf.float32) for each in values]
-    centred = [each - mean for each, mean in zip(values, means, strict=True)]
-    deviations = l2_norms(centred, can_branch) / tf.sqrt(tf.stack(sizes))
 
     def nonfinite_counts() -> tf.Tensor:
-        return tf.stack([tf.reduce_sum(_indicator(~tf.math.is_finite(each))) for each in values])
+        counted = [_values(outputs[index], None) for index in seen]
+        return tf.stack([tf.reduce_sum(_indicator(~tf.math.is_finite(each))) for each in counted])
 
-    # One value that is not finite makes the mean so: mostly there is nothing to count.
     counts = (
-        tf.cond(
-            tf.reduce_all(tf.math.is_finite(tf.stack(means))),
-            lambda: tf.zeros(len(values)),
-            nonfinite_counts,
-        )
-        if can_branch
-        else nonfinite_counts()
+        nonfinite_counts()
+        if is_bad is None
+        else tf.cond(is_bad, nonfinite_counts, lambda: tf.zeros(len(values)))
     )
-    rows = {
-        index: tf.stack(
-            [
-                sizes[i],
-                means[i],
-                deviations[i],
-                _max_abs(values[i], means[i]),
-                tf.reduce_mean(_indicator(tf.equal(values[i], 0))),
-                _saturated_fraction(values[i], saturations[index]),
-                counts[i],
-            ]
-        )
-        for i, index in enumerate(seen)
-    }
-    absent = tf.fill((len(PARTS),), np.float32(np.nan))
-    return tf.stack([rows.get(index, absent) for index in range(len(outputs))])
+    saturated = [
+        _saturated_fraction(each, saturations[index])
+        for each, index in zip(values, seen, strict=True)
+    ]
+    parts = tf.concat(
+        [Rows(values).each(_row_parts), tf.stack(saturated)[:, None], counts[:, None]], axis=1
+    )
+    if len(seen) == len(outputs):
+        return parts
+    absent = tf.fill((1, len(PARTS)), np.float32(np.nan))
+    places = [seen.index(index) if index in seen else len(seen) for index in range(len(outputs))]
+    return tf.gather(tf.concat([parts, absent], axis=0), places)
+
+
+def _row_parts(rows: tf.Tensor) -> tf.Tensor:
+    """The parts of each row but for the last two, shape (rows, len(PARTS) - 2)."""
+    size = tf.cast(tf.shape(rows)[1], tf.float32)
+    mean = tf.reduce_mean(rows, axis=1)
+    # No matrix of magnitudes is made. A maximum may pass over NaN; the mean does not.
+    largest = tf.maximum(tf.reduce_max(rows, axis=1), -tf.reduce_min(rows, axis=1))
+    columns = [
+        tf.fill(tf.shape(mean), size),
+        mean,
+        l2_norms(rows - mean[:, None]) / tf.sqrt(size),
+        tf.where(tf.math.is_nan(mean) & tf.math.is_finite(largest), mean, largest),
+        tf.reduce_mean(_indicator(tf.equal(rows, 0)), axis=1),
+    ]
+    return tf.stack(columns, axis=1)
 
 
 def combine_replicas(parts: np.ndarray) -> np.ndarray:
@@ -150,7 +155,7 @@ def combine_replicas(parts: np.ndarray) -> np.ndarray:
         return np.stack(columns, axis=-1).astype(np.float32)
 
 
-def _values(calls: Sequence[tf.Tensor], num_images: tf.Tensor | None) -> tf.Tensor:
+def _values(calls: Sequence[tf.Tensor], num_images: int | None) -> tf.Tensor:
     """What one layer returned, as one float32 tensor."""
     parts = [
         tf.cast(
@@ -159,12 +164,6 @@ def _values(calls: Sequence[tf.Tensor], num_images: tf.Tensor | None) -> tf.Tens
         for call in calls
     ]
     return parts[0] if len(parts) == 1 else tf.concat([tf.reshape(p, [-1]) for p in parts], 0)
-
-
-def _max_abs(values: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-    # No tensor of magnitudes is made. A maximum may pass over NaN; the mean does not.
-    largest = tf.maximum(tf.reduce_max(values), -tf.reduce_min(values))
-    return tf.where(tf.math.is_nan(mean) & tf.math.is_finite(largest), np.nan, largest)
 
 
 def _saturated_fraction(values: tf.Tensor, saturation: Saturation | None) -> Any:

@@ -52,8 +52,8 @@ class GradientRecorder(keras.callbacks.Callback):
         activation_layers: Names or paths of the layers to record. By default those that
             change values nonlinearly: `activation_hook.activation_layers` has the rule.
         activation_images: Look at the first so many images of each replica's share of
-            the batch, and at all of them in a step that is not finite; None is always
-            all. Where XLA compiles the step it is always all: no branch, no choice.
+            the batch; None is all, as it is where XLA compiles the step. In a step that
+            is not finite, non-finite values are counted over all images.
         on_error: `"warn"` says once that a loss or a gradient is not finite;
             `"stop"` raises `NonFiniteError` at the end of that window.
         first_step: Number of the first step, when a training is resumed: the log in

@@ -80,6 +80,7 @@ class Fitting:
             batch_size=config.fit.batch_size,
             seed=config.seed,
             augment=config.data.augment,
+            early_crops=config.data.early_crops,
             first_step=first_step,
         )
         recorder = self._recorder(first_step)

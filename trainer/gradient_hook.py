@@ -29,7 +29,15 @@ import tensorflow as tf
 
 from trainer.activation_hook import ActivationHook
 from trainer.activation_stats import PARTS, activation_parts, saturation_of
-from trainer.gradient_stats import clipped_norms, l2_norms, map_values, moments, norm_of_norms
+from trainer.gradient_stats import (
+    Rows,
+    clipped_norms,
+    finish_moments,
+    l2_norms,
+    map_values,
+    moments,
+    norm_of_norms,
+)
 from trainer.recorded_steps import MOMENTS, NORMS
 from trainer.window_buffer import STEP_FIELDS, WindowBuffer
 
@@ -142,22 +150,22 @@ class StepHook:
 
         def measure(in_full: tf.Tensor, with_activations: tf.Tensor) -> dict[str, tf.Tensor]:
             weights = [tf.cast(value, tf.float32) for value in before]
-            updates = [tf.cast(a, tf.float32) - b for a, b in zip(after, weights, strict=True)]
+            updated = [tf.cast(value, tf.float32) for value in after]
             unscaled = [
                 tf.zeros_like(weight)
                 if grad is None
                 else map_values(lambda values: _unscale(values, scale), grad)
                 for grad, weight in zip(grads_of_weights, weights, strict=True)
             ]
-            raw = [tf.convert_to_tensor(grad) for grad in unscaled]
-            can_branch = buffer.can_branch
-            raw_norm = l2_norms(raw, can_branch)
+            raw_rows = Rows([tf.convert_to_tensor(grad) for grad in unscaled])
+            weight_rows = Rows(weights)
+            raw_norm = raw_rows.each(l2_norms)
             norms = tf.stack(
                 [
                     raw_norm,
-                    clipped_norms(unscaled, raw_norm, clipping, can_branch),
-                    l2_norms(updates, can_branch),
-                    l2_norms(weights, can_branch),
+                    clipped_norms(unscaled, raw_norm, clipping),
+                    Rows(updated).minus(weight_rows).each(l2_norms),
+                    weight_rows.each(l2_norms),
                 ],
                 axis=1,
             )
@@ -173,19 +181,23 @@ class StepHook:
                 "loss_scale": 1.0 if scale is None else scale,
                 "skipped": tf.cast(is_skipped, tf.float32),
             }
-            absent = tf.fill((len(raw), len(MOMENTS)), np.float32(np.nan))
+
+            def moments_in_full() -> tf.Tensor:
+                return finish_moments(raw_rows.each(moments))
+
+            absent = tf.fill((len(weights), len(MOMENTS)), np.float32(np.nan))
             rows = {
                 "norms": norms,
                 "moments": (
-                    tf.cond(in_full, lambda: moments(raw), lambda: absent)
-                    if can_branch
-                    else tf.where(in_full, moments(raw), absent)
+                    tf.cond(in_full, moments_in_full, lambda: absent)
+                    if buffer.can_branch
+                    else tf.where(in_full, moments_in_full(), absent)
                 ),
                 "steps": tf.stack([step[name] for name in STEP_FIELDS]),
             }
             if outputs:
                 rows["activations"] = self._measure_activations(
-                    outputs, with_activations, is_bad, can_branch
+                    outputs, with_activations, is_bad, buffer.can_branch
                 )
             return rows
 
@@ -204,18 +216,13 @@ class StepHook:
         assert self._activations is not None
         saturations = [saturation_of(layer) for layer in self._activations.layers]
         absent = tf.fill((len(outputs), len(PARTS)), np.float32(np.nan))
-        num_images = (
-            None
-            if self._activation_images is None
-            # Slicing stops at the end of the batch.
-            else tf.where(is_bad, np.int32(2**31 - 1), self._activation_images)
-        )
+        images = self._activation_images
         if not can_branch:
-            parts = activation_parts(outputs, saturations, num_images, can_branch)
+            parts = activation_parts(outputs, saturations, images, None)
             return tf.where(is_turn | is_bad, parts, absent)
         return tf.cond(
             is_turn | is_bad,
-            lambda: activation_parts(outputs, saturations, num_images),
+            lambda: activation_parts(outputs, saturations, images, is_bad),
             lambda: absent,
         )
 

@@ -6,110 +6,127 @@ All functions work on tensors inside a traced step, and none waits for the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from math import prod
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-# Squares of float32 lose their digits below and overflow above these (sum of squares / 2).
-_SMALLEST_SAFE = 1e-30
-_LARGEST_SAFE = 1e37
+# The root of the largest float32.
 _LARGEST_SQUARABLE = 1.8446743e19
 # Values in a stack of tensors: a copy of more would be felt in memory.
 _LARGEST_STACK = 2**20
 
 
-def l2_norms(tensors: Sequence[tf.Tensor], can_branch: bool = True) -> tf.Tensor:
-    """Return the L2 norm of each tensor, shape (len(tensors),), float32.
+class Rows:
+    """Tensors, those of equal shape stacked as the rows of one matrix.
 
-    One fused pass over each tensor. Where a square would leave the range of
-    float32 (norms below 1e-15 or above 1e18, and zeros), a second one in float64.
+    A graph of a few nodes a shape instead of a tensor: for a deep network they are most
+    of the time to trace the recorder and of the memory to hold it.
 
     Args:
-        tensors: Float32, of any shapes.
-        can_branch: Take all norms in float64 if not.
+        tensors: Float32, of any shapes; unknown ones and large ones stay alone.
     """
 
-    def in_float64() -> tf.Tensor:
-        def norms(rows: tf.Tensor) -> tf.Tensor:
-            return tf.sqrt(tf.reduce_sum(tf.square(tf.cast(rows, tf.float64)), axis=1))
-
-        return tf.cast(_row_by_row(norms, tensors), tf.float32)
-
-    if not can_branch:
-        return in_float64()
-    halves = tf.stack([tf.nn.l2_loss(tensor) for tensor in tensors])
-    is_safe = (halves > _SMALLEST_SAFE) & (halves < _LARGEST_SAFE)
-    norms = tf.sqrt(2.0 * halves)
-    return tf.cond(
-        tf.reduce_all(is_safe), lambda: norms, lambda: tf.where(is_safe, norms, in_float64())
-    )
-
-
-def moments(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Return `gradient_log.MOMENTS` of each tensor, one row a tensor, float32.
-
-    Each is a reduction of its own, so that XLA can compute it beside the training step
-    without another look at a result. The variance is a difference of means, which float64
-    allows: no square of a float32 leaves its range, and digits are lost only where the
-    deviation is below 1e-7 of the mean, which is where those of float32 end.
-    """
-
-    def of_rows(rows: tf.Tensor) -> tf.Tensor:
-        wide = tf.cast(rows, tf.float64)
-        mean = tf.reduce_mean(wide, axis=1)
-        variance = tf.reduce_mean(tf.square(wide), axis=1) - tf.square(mean)
-        max_abs = tf.reduce_max(tf.abs(rows), axis=1)
-        columns = [
-            mean,
-            tf.sqrt(tf.where(variance < 0, tf.zeros_like(variance), variance)),
-            # XLA's maximum on a CPU passes over NaN; the mean does not.
-            tf.where(tf.math.is_nan(mean) & tf.math.is_finite(max_abs), np.nan, max_abs),
-            tf.reduce_mean(tf.cast(tf.equal(rows, 0), tf.float32), axis=1),
-            tf.reduce_sum(tf.cast(~tf.math.is_finite(rows), tf.float32), axis=1),
+    def __init__(self, tensors: Sequence[tf.Tensor]) -> None:
+        self._groups = _group_by_shape([tensor.shape for tensor in tensors])
+        self._matrices = [
+            tf.reshape(tf.stack([tensors[i] for i in group]), [len(group), -1])
+            for group in self._groups
         ]
-        return tf.stack([tf.cast(column, tf.float32) for column in columns], axis=1)
 
-    return _row_by_row(of_rows, tensors)
+    def minus(self, other: Rows) -> Rows:
+        """Return the differences to as many tensors of the same shapes."""
+        result = copy(self)
+        pairs = zip(self._matrices, other._matrices, strict=True)
+        result._matrices = [ours - theirs for ours, theirs in pairs]
+        return result
+
+    def each(self, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """Return a result for each tensor, along the first axis and in their order.
+
+        Args:
+            function: From a matrix (rows, size) to the results of its rows.
+        """
+        results = tf.concat([function(matrix) for matrix in self._matrices], axis=0)
+        return tf.gather(results, np.argsort(np.concatenate(self._groups)))
 
 
-def _row_by_row(
-    function: Callable[[tf.Tensor], tf.Tensor], tensors: Sequence[tf.Tensor]
-) -> tf.Tensor:
-    """Compute one result a tensor, those of equal shape together.
+def _group_by_shape(shapes: Sequence[tf.TensorShape]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    last_of: dict[tuple[int, ...], list[int]] = {}
+    for index, shape in enumerate(shapes):
+        if not shape.is_fully_defined():
+            groups.append([index])
+            continue
+        key = tuple(shape)
+        group = last_of.get(key)
+        if group is None or (len(group) + 1) * prod(key) > _LARGEST_STACK:
+            group = last_of[key] = []
+            groups.append(group)
+        group.append(index)
+    return groups
 
-    The graph then has a few nodes a shape instead of a tensor, which for a deep network
-    is most of the time to trace it and of the memory to hold it.
+
+def l2_norms(rows: tf.Tensor) -> tf.Tensor:
+    """Return the L2 norm of each row, over the whole range of float32.
 
     Args:
-        function: From rows, one a tensor, shape (rows, size), to one result a row.
-        tensors: Of any shapes.
+        rows: Shape (rows, size), float32.
 
     Returns:
-        The results along the first axis, in the order of `tensors`.
+        Shape (rows,), float32; not finite where a value is not.
     """
-    groups: list[list[int]] = []
-    open_group: dict[tuple[int, ...], list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        shape = tuple(tensor.shape) if tensor.shape.is_fully_defined() else None
-        group = None if shape is None else open_group.get(shape)
-        if shape is None or group is None or (len(group) + 1) * prod(shape) > _LARGEST_STACK:
-            group = []
-            groups.append(group)
-            if shape is not None:
-                open_group[shape] = group
-        group.append(index)
-    results = [
-        function(tf.reshape(tf.stack([tensors[i] for i in group]), [len(group), -1]))
-        for group in groups
+    if rows.shape.is_fully_defined() and rows.shape.num_elements() <= _LARGEST_STACK:
+        squares = tf.square(tf.cast(rows, tf.float64))
+        return tf.cast(tf.sqrt(tf.reduce_sum(squares, axis=1)), tf.float32)
+    # Too large for a copy in float64. Squares of what is below 1e-19 or above 1e19 would
+    # leave the range of float32.
+    largest = tf.maximum(tf.reduce_max(rows, axis=1), -tf.reduce_min(rows, axis=1))
+    scale = tf.where(tf.math.is_finite(largest) & (largest > 0), largest, 1.0)
+    return scale * tf.sqrt(2.0 * tf.nn.l2_loss(rows / scale[:, None]))
+
+
+def moments(rows: tf.Tensor) -> tf.Tensor:
+    """Return what `finish_moments` needs of each row, shape (rows, len(MOMENTS)), float64.
+
+    Each is a reduction of its own, so that XLA can compute it beside the training step
+    without another look at a result.
+    """
+    wide = tf.cast(rows, tf.float64)
+    columns = [
+        tf.reduce_mean(wide, axis=1),
+        tf.reduce_mean(tf.square(wide), axis=1),
+        tf.reduce_max(tf.abs(wide), axis=1),
+        tf.reduce_mean(tf.cast(tf.equal(rows, 0), tf.float64), axis=1),
+        tf.reduce_sum(tf.cast(~tf.math.is_finite(rows), tf.float64), axis=1),
     ]
-    places = np.argsort(np.concatenate(groups))
-    return tf.gather(tf.concat(results, axis=0), places)
+    return tf.stack(columns, axis=1)
+
+
+def finish_moments(parts: tf.Tensor) -> tf.Tensor:
+    """Return `recorded_steps.MOMENTS` of what `moments` returned, float32.
+
+    The variance is a difference of means, which float64 allows: no square of a float32
+    leaves its range, and digits are lost only where the deviation is below 1e-7 of the
+    mean, which is where those of float32 end.
+    """
+    mean, mean_square, max_abs, zeros, nonfinite = tf.unstack(parts, axis=1)
+    variance = mean_square - tf.square(mean)
+    columns = [
+        mean,
+        tf.sqrt(tf.where(variance < 0, tf.zeros_like(variance), variance)),
+        # XLA's maximum on a CPU passes over NaN; the mean does not.
+        tf.where(tf.math.is_nan(mean) & tf.math.is_finite(max_abs), mean, max_abs),
+        zeros,
+        nonfinite,
+    ]
+    return tf.cast(tf.stack(columns, axis=1), tf.float32)
 
 
 def clipped_norms(
-    grads: Sequence[Any], raw_norm: tf.Tensor, clipping: dict[str, float], can_branch: bool
+    grads: Sequence[Any], raw_norm: tf.Tensor, clipping: dict[str, float]
 ) -> tf.Tensor:
     """Return the norms after Keras' clipping, exactly `raw_norm` where it changes nothing.
 
@@ -117,7 +134,6 @@ def clipped_norms(
         grads: Raw gradients, those of embeddings as `tf.IndexedSlices`.
         raw_norm: Their L2 norms, shape (len(grads),), float32.
         clipping: The one clipping that is set, such as `{"clipnorm": 1.0}`, or nothing.
-        can_branch: As for `l2_norms`.
 
     Returns:
         Shape (len(grads),), float32.
@@ -125,12 +141,12 @@ def clipped_norms(
     if "clipvalue" in clipping:
         bound = clipping["clipvalue"]
         clipped = [map_values(lambda v: tf.clip_by_value(v, -bound, bound), g) for g in grads]
-        return l2_norms([tf.convert_to_tensor(grad) for grad in clipped], can_branch)
+        return Rows([tf.convert_to_tensor(grad) for grad in clipped]).each(l2_norms)
     norm = raw_norm
     sparse = [i for i, grad in enumerate(grads) if isinstance(grad, tf.IndexedSlices)]
     if clipping and sparse:
         # Keras clips by the norm of an embedding's rows before those of one token are added up.
-        row_norms = l2_norms([grads[i].values for i in sparse], can_branch)
+        row_norms = Rows([grads[i].values for i in sparse]).each(l2_norms)
         norm = tf.tensor_scatter_nd_update(norm, [[i] for i in sparse], row_norms)
     # Keras divides by the root of a float32 sum of squares, infinite from here on: that
     # leaves 0 of a gradient, and NaN where it is not finite or clipped with all others.

@@ -24,7 +24,7 @@ from trainer.pixels import PixelScaling
 
 def build_model(
     spec: ModelSpec,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int | None, int | None, int],
     num_classes: int,
     scaling: PixelScaling,
     name: str = "classifier",
@@ -37,7 +37,8 @@ def build_model(
 
     Args:
         spec: The `model` section.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels); height and width are None for images of
+            any size, which every head but `pooling: flatten` takes.
         num_classes: Width of the last layer.
         scaling: Applied to the pixels inside the model.
         name: Name of the model.

@@ -149,8 +149,11 @@ def build_compiled(config: Config, split: Split, runtime: Runtime, epoch_steps: 
     stem, stem_kernel = config.model.stem, None
     if isinstance(stem, WhiteningStem):
         stem_kernel = whitening_kernel(split.images, scaling, stem.kernel_size, stem.epsilon)
+    image_shape: tuple[int | None, int | None, int] = split.image_shape
+    if config.data.early_crops is not None:
+        image_shape = (None, None, split.image_shape[-1])
     model = build_model(
-        config.model, split.image_shape, split.num_classes, scaling, stem_kernel=stem_kernel
+        config.model, image_shape, split.num_classes, scaling, stem_kernel=stem_kernel
     )
     schedule = build_schedule(
         config.schedule,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from trainer.config.model_schema import ModelSpec
 from trainer.config.schema import Config, Cutout, RandomShift, StepSchedule, TriangularSchedule
 from trainer.config.yaml_nodes import KeyPath
 
@@ -44,10 +45,15 @@ def _num_devices(config: Config) -> int:
     return max(config.runtime.logical_cpus, devices if isinstance(devices, int) else 1)
 
 
+def _uses_up(model: ModelSpec, side: int) -> bool:
+    """Whether down-sampling leaves nothing of so many pixels."""
+    return model.total_strides > side or model.output_side(side) < 1
+
+
 def strides_fit_the_image(config: Config) -> Problems:
     """Down-sampling ends at one pixel."""
     size, strides = _image_size(config), config.model.total_strides
-    if size and (strides > min(size) or config.model.output_side(min(size)) < 1):
+    if size and _uses_up(config.model, min(size)):
         yield (
             ("model", "stages"),
             (
@@ -80,6 +86,56 @@ def augmentations_fit_the_image(config: Config) -> Problems:
                     f"Received: size={augmentation.size}, {image}"
                 ),
             )
+
+
+def early_crops_fit_the_image(config: Config) -> Problems:
+    """Early crops are smaller than the image, and down-sampling leaves something of them."""
+    crops, size = config.data.early_crops, _image_size(config)
+    if crops is None:
+        return
+    # What the whole image has too few pixels for is another check's problem.
+    is_too_small = _uses_up(config.model, crops.size)
+    if size is not None and crops.size >= min(size):
+        yield (
+            ("data", "early_crops", "size"),
+            (
+                "must be less than the side of the image. "
+                f"Received: size={crops.size}, an image of {size[0]}x{size[1]} pixels"
+            ),
+        )
+    elif is_too_small and not (size and _uses_up(config.model, min(size))):
+        yield (
+            ("data", "early_crops", "size"),
+            (
+                "stem and stages together must not down-sample by more than a crop has pixels. "
+                f"Received: size={crops.size}, strides of {config.model.total_strides} in all"
+            ),
+        )
+
+
+def early_crops_end_before_the_run(config: Config) -> Problems:
+    """The last epoch at least sees whole images."""
+    crops, epochs = config.data.early_crops, config.fit.epochs
+    if crops is not None and crops.epochs >= epochs:
+        yield (
+            ("data", "early_crops", "epochs"),
+            (
+                "must be less than fit.epochs, because at least the last epoch sees whole images. "
+                f"Received: epochs={crops.epochs}, fit.epochs={epochs}"
+            ),
+        )
+
+
+def early_crops_fit_the_head(config: Config) -> Problems:
+    """The head makes as many features of a crop as of a whole image."""
+    if config.data.early_crops is not None and config.model.head.pooling == "flatten":
+        yield (
+            ("model", "head", "pooling"),
+            (
+                "must be average or max with data.early_crops, because flatten makes fewer "
+                "features of a crop than of a whole image. Received: flatten"
+            ),
+        )
 
 
 def shapes_hold_every_class(config: Config) -> Problems:
@@ -224,6 +280,9 @@ def window_holds_an_execution(config: Config) -> Problems:
 CHECKS: tuple[Callable[[Config], Problems], ...] = (
     strides_fit_the_image,
     augmentations_fit_the_image,
+    early_crops_fit_the_image,
+    early_crops_end_before_the_run,
+    early_crops_fit_the_head,
     shapes_hold_every_class,
     validation_holds_every_class,
     batch_fits_the_data,

@@ -139,6 +139,9 @@ def _unknown_key(loc: tuple[str | int, ...]) -> str:
         for path in _key_paths(Config)
         if path.endswith(f".{key}") and not path.startswith(f"{loc[0]}.")
     ]
+    # Of keys at several depths the shallowest is meant: fit.epochs, not data.early_crops.epochs.
+    depth = min((path.count(".") for path in elsewhere), default=0)
+    elsewhere = [path for path in elsewhere if path.count(".") == depth]
     candidates = [*get_close_matches(key, known, 1), *initials]
     candidates += elsewhere if len(elsewhere) == 1 else []
     hint = f"Did you mean {candidates[0]!r}? " if candidates else ""

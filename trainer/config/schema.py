@@ -66,6 +66,16 @@ Augmentation: TypeAlias = Annotated[
 ]
 
 
+class EarlyCrops(Section):
+    """Train the first epochs on small random crops, which cost less (progressive resizing)."""
+
+    size: PositiveInt
+    """Side of a crop in pixels; one place is drawn for all images of a batch, behind
+    the augmentations."""
+    epochs: PositiveInt
+    """How many epochs; those that follow, validation and evaluation see whole images."""
+
+
 class DataConfig(Section):
     """Where images come from and how a training batch is made of them."""
 
@@ -87,6 +97,8 @@ class DataConfig(Section):
     deviation; divide by 255; or leave 0..255 as it is."""
     augment: tuple[Augmentation, ...] = ()
     """Applied to training batches in this order."""
+    early_crops: EarlyCrops | None = None
+    """Crops instead of whole images in the first epochs."""
 
     @model_validator(mode="after")
     def _fits_the_source(self) -> DataConfig:

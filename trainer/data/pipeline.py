@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from trainer.config.schema import Augmentation, Cutout
+from trainer.config.schema import Augmentation, Cutout, EarlyCrops
 from trainer.data.augment import augment_batch, fold_seed
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 
 _THREADS = 2
 _PREFETCHED_BATCHES = 4
@@ -44,6 +44,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     augment: Sequence[Augmentation] = (),
+    early_crops: EarlyCrops | None = None,
     first_step: int = 0,
 ) -> tf.data.Dataset:
     """Return the endless stream of training batches.
@@ -58,17 +59,25 @@ def training_batches(
         batch_size: Images a step, over all replicas together.
         seed: Of the run, 0 to 2**31 - 1.
         augment: Applied to each batch in this order.
+        early_crops: Cut each augmented batch of the first epochs to a window.
         first_step: Where to begin: the number of steps already trained.
 
     Returns:
         Endless batches of static shape: images (batch_size, height, width, channels),
         uint8, or float32 with mixup, 0..255; labels (batch_size, num_classes), float32,
-        each row of sum one.
+        each row of sum one. With `early_crops` the static height and width are None in
+        every epoch.
 
     Raises:
         DataError: If there is not one full batch.
-        ConfigError: If an augmentation does not fit the images.
+        ConfigError: If an augmentation or `early_crops` does not fit the images.
     """
+    if early_crops is not None and early_crops.size >= min(images.shape[1:3]):
+        raise ConfigError(
+            "early_crops must be smaller than the images. "
+            f"Received: size={early_crops.size}, images of {images.shape[1]}x{images.shape[2]}. "
+            "Lower data.early_crops.size or set data.early_crops to null"
+        )
     steps = steps_per_epoch(len(images), batch_size)
     all_images, all_labels = _in_host_memory(images), _in_host_memory(labels)
     mean_color = None
@@ -90,7 +99,7 @@ def training_batches(
     def make_batch(
         epoch: tf.Tensor, step: tf.Tensor, indices: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        return augment_batch(
+        batch, one_hot = augment_batch(
             tf.gather(all_images, indices),
             tf.one_hot(tf.gather(all_labels, indices), num_classes),
             indices=indices,
@@ -100,6 +109,9 @@ def training_batches(
             augmentations=augment,
             mean_color=mean_color,
         )
+        if early_crops is not None:
+            batch = _crop_early(batch, early_crops, epoch=epoch, step=step, seed=seed)
+        return batch, one_hot
 
     epochs = tf.data.Dataset.range(first_step // steps, np.iinfo(np.int64).max)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
@@ -114,6 +126,28 @@ def training_batches(
         .prefetch(_PREFETCHED_BATCHES)
         .with_options(_options())
     )
+
+
+def _crop_early(
+    images: tf.Tensor, early_crops: EarlyCrops, *, epoch: tf.Tensor, step: tf.Tensor, seed: int
+) -> tf.Tensor:
+    """Return one window of all images in an early epoch, and whole images in a later one."""
+    batch_size, height, width, channels = images.shape
+    is_early = epoch < early_crops.epochs
+    starts, sides = [], []
+    for axis, length in (("row", height), ("column", width)):
+        side = tf.where(is_early, early_crops.size, length)
+        start = tf.random.stateless_uniform(
+            [],
+            fold_seed(seed, f"early_crops/{axis}", step),
+            maxval=length - side + 1,
+            dtype=tf.int32,
+        )
+        starts.append(start)
+        sides.append(side)
+    windows = tf.slice(images, [0, *starts, 0], [-1, *sides, -1])
+    windows.set_shape([batch_size, None, None, channels])
+    return windows
 
 
 def evaluation_batch_size(num_images: int, batch_size: int, num_replicas: int = 1) -> int:
