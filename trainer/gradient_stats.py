@@ -15,8 +15,11 @@ import tensorflow as tf
 
 # The root of the largest float32.
 _LARGEST_SQUARABLE = 1.8446743e19
-# Values in a stack of tensors: a copy of more would be felt in memory.
-_LARGEST_STACK = 2**20
+# Values of a tensor that is stacked with others: to copy a larger one takes longer than
+# the few nodes that it saves.
+_LARGEST_STACKED = 2**14
+# Values that are taken in float64: a copy of more would be felt in memory.
+_LARGEST_COPIED = 2**20
 
 
 class Rows:
@@ -26,7 +29,7 @@ class Rows:
     of the time to trace the recorder and of the memory to hold it.
 
     Args:
-        tensors: Float32, of any shapes; unknown ones and large ones stay alone.
+        tensors: Float32, of any shapes; those of unknown or large shapes stay alone.
     """
 
     def __init__(self, tensors: Sequence[tf.Tensor]) -> None:
@@ -62,7 +65,7 @@ def _group_by_shape(shapes: Sequence[tf.TensorShape]) -> list[list[int]]:
             continue
         key = tuple(shape)
         group = last_of.get(key)
-        if group is None or (len(group) + 1) * prod(key) > _LARGEST_STACK:
+        if group is None or prod(key) > _LARGEST_STACKED:
             group = last_of[key] = []
             groups.append(group)
         group.append(index)
@@ -78,14 +81,14 @@ def l2_norms(rows: tf.Tensor) -> tf.Tensor:
     Returns:
         Shape (rows,), float32; not finite where a value is not.
     """
-    if rows.shape.is_fully_defined() and rows.shape.num_elements() <= _LARGEST_STACK:
+    if rows.shape.is_fully_defined() and rows.shape.num_elements() <= _LARGEST_COPIED:
         squares = tf.square(tf.cast(rows, tf.float64))
         return tf.cast(tf.sqrt(tf.reduce_sum(squares, axis=1)), tf.float32)
     # Too large for a copy in float64. Squares of what is below 1e-19 or above 1e19 would
     # leave the range of float32.
     largest = tf.maximum(tf.reduce_max(rows, axis=1), -tf.reduce_min(rows, axis=1))
     scale = tf.where(tf.math.is_finite(largest) & (largest > 0), largest, 1.0)
-    return scale * tf.sqrt(2.0 * tf.nn.l2_loss(rows / scale[:, None]))
+    return scale * tf.sqrt(tf.reduce_sum(tf.square(rows / scale[:, None]), axis=1))
 
 
 def moments(rows: tf.Tensor) -> tf.Tensor:
