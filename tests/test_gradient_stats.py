@@ -160,9 +160,10 @@ def test_every_activation_equals_that_of_the_oracle(run: Run) -> None:
     assert run.log.header.activations == LAYERS
     assert run.log.header.activation_images == (None if run.case.mode == "xla" else NUM_IMAGES)
     for index, step in enumerate(run.steps):
-        # XLA knows no choice, and an overflow is a reason to look at all images.
-        is_all = run.case.mode == "xla" or not step.is_finite
-        expected = step.activations(None if is_all else NUM_IMAGES)
+        # XLA knows no choice.
+        expected = step.activations(None if run.case.mode == "xla" else NUM_IMAGES)
+        # Counted over all images where a step overflows.
+        expected[:, 5] = step.activations(None)[:, 5]
         # The statistics keep as many digits as the outputs of the two graphs agree in.
         rtol = ACTIVATION_RTOL[run.case.precision]
         np.testing.assert_allclose(
