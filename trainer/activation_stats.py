@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.gradient_stats import Rows, l2_norms
+from trainer.gradient_stats import Rows, sums_of_squares
 from trainer.recorded_steps import ACTIVATIONS
 
 PARTS = ("count", *ACTIVATIONS)
@@ -95,9 +95,13 @@ def activation_parts(
         _saturated_fraction(each, saturations[index])
         for each, index in zip(values, seen, strict=True)
     ]
-    parts = tf.concat(
-        [Rows(values).each(_row_parts), tf.stack(saturated)[:, None], counts[:, None]], axis=1
-    )
+    rows = Rows(values)
+    sizes = rows.sizes()
+    mean, deviation, largest, zeros = tf.unstack(rows.each(_row_parts), axis=1)
+    # A maximum may pass over NaN; the mean does not.
+    largest = tf.where(tf.math.is_nan(mean) & tf.math.is_finite(largest), mean, largest)
+    std = deviation / tf.sqrt(sizes)
+    parts = tf.stack([sizes, mean, std, largest, zeros, tf.stack(saturated), counts], axis=1)
     if len(seen) == len(outputs):
         return parts
     absent = tf.fill((1, len(PARTS)), np.float32(np.nan))
@@ -105,18 +109,15 @@ def activation_parts(
     return tf.gather(tf.concat([parts, absent], axis=0), places)
 
 
-def _row_parts(rows: tf.Tensor) -> tf.Tensor:
-    """The parts of each row but for the last two, shape (rows, len(PARTS) - 2)."""
-    size = tf.cast(tf.shape(rows)[1], tf.float32)
-    mean = tf.reduce_mean(rows, axis=1)
-    # No matrix of magnitudes is made. A maximum may pass over NaN; the mean does not.
-    largest = tf.maximum(tf.reduce_max(rows, axis=1), -tf.reduce_min(rows, axis=1))
+def _row_parts(rows: tf.Tensor, axis: tf.Tensor) -> tf.Tensor:
+    """Mean, L2 norm about it, largest magnitude and zeros of each row, shape (rows, 4)."""
+    mean = tf.reduce_mean(rows, axis, keepdims=True)
     columns = [
-        tf.fill(tf.shape(mean), size),
-        mean,
-        l2_norms(rows - mean[:, None]) / tf.sqrt(size),
-        tf.where(tf.math.is_nan(mean) & tf.math.is_finite(largest), mean, largest),
-        tf.reduce_mean(_indicator(tf.equal(rows, 0)), axis=1),
+        tf.squeeze(mean, axis=1),
+        tf.cast(tf.sqrt(sums_of_squares(rows - mean, axis)), tf.float32),
+        # No matrix of magnitudes is made.
+        tf.maximum(tf.reduce_max(rows, axis), -tf.reduce_min(rows, axis)),
+        tf.reduce_mean(_indicator(tf.equal(rows, 0)), axis),
     ]
     return tf.stack(columns, axis=1)
 

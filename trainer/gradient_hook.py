@@ -32,7 +32,6 @@ from trainer.activation_stats import PARTS, activation_parts, saturation_of
 from trainer.gradient_stats import (
     Rows,
     clipped_norms,
-    finish_moments,
     l2_norms,
     map_values,
     moments,
@@ -159,13 +158,13 @@ class StepHook:
             ]
             raw_rows = Rows([tf.convert_to_tensor(grad) for grad in unscaled])
             weight_rows = Rows(weights)
-            raw_norm = raw_rows.each(l2_norms)
+            raw_norm = l2_norms(raw_rows)
             norms = tf.stack(
                 [
                     raw_norm,
                     clipped_norms(unscaled, raw_norm, clipping),
-                    Rows(updated).minus(weight_rows).each(l2_norms),
-                    weight_rows.each(l2_norms),
+                    l2_norms(Rows(updated).minus(weight_rows)),
+                    l2_norms(weight_rows),
                 ],
                 axis=1,
             )
@@ -183,7 +182,7 @@ class StepHook:
             }
 
             def moments_in_full() -> tf.Tensor:
-                return finish_moments(raw_rows.each(moments))
+                return moments(raw_rows)
 
             absent = tf.fill((len(weights), len(MOMENTS)), np.float32(np.nan))
             rows = {

@@ -17,7 +17,7 @@ import tensorflow as tf
 _LARGEST_SQUARABLE = 1.8446743e19
 # Values of a tensor that is stacked with others: to copy a larger one takes longer than
 # the few nodes that it saves.
-_LARGEST_STACKED = 2**14
+_LARGEST_STACKED = 2**16
 # Values that are taken in float64: a copy of more would be felt in memory.
 _LARGEST_COPIED = 2**20
 
@@ -34,10 +34,7 @@ class Rows:
 
     def __init__(self, tensors: Sequence[tf.Tensor]) -> None:
         self._groups = _group_by_shape([tensor.shape for tensor in tensors])
-        self._matrices = [
-            tf.reshape(tf.stack([tensors[i] for i in group]), [len(group), -1])
-            for group in self._groups
-        ]
+        self._matrices = [_stacked([tensors[i] for i in group]) for group in self._groups]
 
     def minus(self, other: Rows) -> Rows:
         """Return the differences to as many tensors of the same shapes."""
@@ -46,14 +43,33 @@ class Rows:
         result._matrices = [ours - theirs for ours, theirs in pairs]
         return result
 
-    def each(self, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    def sizes(self) -> tf.Tensor:
+        """Return the number of values of each tensor, shape (tensors,), float32."""
+        return self.each(_row_sizes)
+
+    def each(self, function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
         """Return a result for each tensor, along the first axis and in their order.
 
         Args:
-            function: From a matrix (rows, size) to the results of its rows.
+            function: From a matrix (rows, size), and the number of its second axis, to the
+                results of its rows.
         """
-        results = tf.concat([function(matrix) for matrix in self._matrices], axis=0)
+        # One node for all the reductions, not one for each.
+        axis = tf.constant(1)
+        results = tf.concat([function(matrix, axis) for matrix in self._matrices], axis=0)
         return tf.gather(results, np.argsort(np.concatenate(self._groups)))
+
+
+def _stacked(tensors: list[tf.Tensor]) -> tf.Tensor:
+    stacked = tensors[0] if len(tensors) == 1 else tf.stack(tensors)
+    return tf.reshape(stacked, [len(tensors), -1])
+
+
+def _row_sizes(rows: tf.Tensor, axis: tf.Tensor) -> tf.Tensor:
+    num_rows, size = rows.shape
+    if size is None:
+        return tf.fill([num_rows], tf.cast(tf.shape(rows)[1], tf.float32))
+    return tf.constant(size, tf.float32, [num_rows])
 
 
 def _group_by_shape(shapes: Sequence[tf.TensorShape]) -> list[list[int]]:
@@ -72,50 +88,41 @@ def _group_by_shape(shapes: Sequence[tf.TensorShape]) -> list[list[int]]:
     return groups
 
 
-def l2_norms(rows: tf.Tensor) -> tf.Tensor:
-    """Return the L2 norm of each row, over the whole range of float32.
+def sums_of_squares(rows: tf.Tensor, axis: tf.Tensor) -> tf.Tensor:
+    """Return the sum of squares of each row, over the whole range of float32.
 
     Args:
         rows: Shape (rows, size), float32.
+        axis: Of `size`.
 
     Returns:
-        Shape (rows,), float32; not finite where a value is not.
+        Shape (rows,), float64; not finite where a value is not.
     """
     if rows.shape.is_fully_defined() and rows.shape.num_elements() <= _LARGEST_COPIED:
-        squares = tf.square(tf.cast(rows, tf.float64))
-        return tf.cast(tf.sqrt(tf.reduce_sum(squares, axis=1)), tf.float32)
+        return tf.reduce_sum(tf.square(tf.cast(rows, tf.float64)), axis)
     # Too large for a copy in float64. Squares of what is below 1e-19 or above 1e19 would
     # leave the range of float32.
-    largest = tf.maximum(tf.reduce_max(rows, axis=1), -tf.reduce_min(rows, axis=1))
+    largest = tf.maximum(tf.reduce_max(rows, axis), -tf.reduce_min(rows, axis))
     scale = tf.where(tf.math.is_finite(largest) & (largest > 0), largest, 1.0)
-    return scale * tf.sqrt(tf.reduce_sum(tf.square(rows / scale[:, None]), axis=1))
+    scaled = tf.reduce_sum(tf.square(rows / scale[:, None]), axis)
+    return tf.square(tf.cast(scale, tf.float64)) * tf.cast(scaled, tf.float64)
 
 
-def moments(rows: tf.Tensor) -> tf.Tensor:
-    """Return what `finish_moments` needs of each row, shape (rows, len(MOMENTS)), float64.
+def l2_norms(rows: Rows) -> tf.Tensor:
+    """Return the L2 norm of each tensor, shape (tensors,), float32."""
+    return tf.cast(tf.sqrt(rows.each(sums_of_squares)), tf.float32)
 
-    Each is a reduction of its own, so that XLA can compute it beside the training step
-    without another look at a result.
+
+def moments(rows: Rows) -> tf.Tensor:
+    """Return `recorded_steps.MOMENTS` of each tensor, shape (tensors, len(MOMENTS)), float32.
+
+    Each is made of reductions of their own, so that XLA can compute them beside the
+    training step without another look at a result. The variance is a difference of
+    means, which float64 allows: no square of a float32 leaves its range, and digits are
+    lost only where the deviation is below 1e-7 of the mean, which is where those of
+    float32 end.
     """
-    wide = tf.cast(rows, tf.float64)
-    columns = [
-        tf.reduce_mean(wide, axis=1),
-        tf.reduce_mean(tf.square(wide), axis=1),
-        tf.reduce_max(tf.abs(wide), axis=1),
-        tf.reduce_mean(tf.cast(tf.equal(rows, 0), tf.float64), axis=1),
-        tf.reduce_sum(tf.cast(~tf.math.is_finite(rows), tf.float64), axis=1),
-    ]
-    return tf.stack(columns, axis=1)
-
-
-def finish_moments(parts: tf.Tensor) -> tf.Tensor:
-    """Return `recorded_steps.MOMENTS` of what `moments` returned, float32.
-
-    The variance is a difference of means, which float64 allows: no square of a float32
-    leaves its range, and digits are lost only where the deviation is below 1e-7 of the
-    mean, which is where those of float32 end.
-    """
-    mean, mean_square, max_abs, zeros, nonfinite = tf.unstack(parts, axis=1)
+    mean, mean_square, max_abs, zeros, nonfinite = tf.unstack(rows.each(_moment_parts), axis=1)
     variance = mean_square - tf.square(mean)
     columns = [
         mean,
@@ -126,6 +133,18 @@ def finish_moments(parts: tf.Tensor) -> tf.Tensor:
         nonfinite,
     ]
     return tf.cast(tf.stack(columns, axis=1), tf.float32)
+
+
+def _moment_parts(rows: tf.Tensor, axis: tf.Tensor) -> tf.Tensor:
+    wide = tf.cast(rows, tf.float64)
+    columns = [
+        tf.reduce_mean(wide, axis),
+        tf.reduce_mean(tf.square(wide), axis),
+        tf.reduce_max(tf.abs(wide), axis),
+        tf.reduce_mean(tf.cast(tf.equal(rows, 0), tf.float64), axis),
+        tf.reduce_sum(tf.cast(~tf.math.is_finite(rows), tf.float64), axis),
+    ]
+    return tf.stack(columns, axis=1)
 
 
 def clipped_norms(
@@ -144,12 +163,12 @@ def clipped_norms(
     if "clipvalue" in clipping:
         bound = clipping["clipvalue"]
         clipped = [map_values(lambda v: tf.clip_by_value(v, -bound, bound), g) for g in grads]
-        return Rows([tf.convert_to_tensor(grad) for grad in clipped]).each(l2_norms)
+        return l2_norms(Rows([tf.convert_to_tensor(grad) for grad in clipped]))
     norm = raw_norm
     sparse = [i for i, grad in enumerate(grads) if isinstance(grad, tf.IndexedSlices)]
     if clipping and sparse:
         # Keras clips by the norm of an embedding's rows before those of one token are added up.
-        row_norms = Rows([grads[i].values for i in sparse]).each(l2_norms)
+        row_norms = l2_norms(Rows([grads[i].values for i in sparse]))
         norm = tf.tensor_scatter_nd_update(norm, [[i] for i in sparse], row_norms)
     # Keras divides by the root of a float32 sum of squares, infinite from here on: that
     # leaves 0 of a gradient, and NaN where it is not finite or clipped with all others.
