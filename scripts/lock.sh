@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pins the newest versions that setup.cfg allows: scripts/lock.sh (needs uv: pip install uv)
 #
-# The files add up: requirements.lock is the application with its search, the other two hold
+# The files add up: requirements.lock is the application with its search, the others hold
 # only what their extra adds. One version serves every Python, so that results compare.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -14,7 +14,7 @@ pin() {  # pin EXTRA [uv options]: the closing list of packages left out is drop
 
 pin search > requirements.lock
 pinned=$(sed -n 's/^\([^ #=]*\)==.*/--no-emit-package=\1/p' requirements.lock)
-for extra in dev gpu; do
+for extra in dev gpu litert onnx; do
   # shellcheck disable=SC2086  # one option a word
   pin "$extra" --constraints requirements.lock $pinned > "requirements-$extra.lock"
 done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The one place that knows how the Python environment is made: scripts/setup_env.sh [dev]
-# Other scripts source it, call `setup_env [dev]` and find the programs in "$VENV/bin".
+# The one place that knows how the Python environment is made: scripts/setup_env.sh [EXTRA...]
+# Other scripts source it, call `setup_env [EXTRA...]` and find the programs in "$VENV/bin".
 #
 # TRAINER_VENV  where the environment lives (default: .venv in the repository)
 # TRAINER_GPU   1 with the CUDA libraries, 0 without (default: with them where nvidia-smi answers)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors"},
     {"config", "run_dir", "recorded_steps"},
-    {"gradient_log", "machine", "runtime_choices", "pixels", "views"},
+    {"gradient_log", "machine", "runtime_choices", "pixels", "views", "terminal"},
     {
         "runtime",
         "data",
@@ -31,7 +31,9 @@ FLOORS = (
     {"gradient_hook"},
     {"models", "model_summary", "optimizers", "callbacks", "checkpoint"},
     {"fitting", "evaluate", "doctor_checks"},
-    {"train", "predict", "doctor"},
+    {"train", "export", "doctor"},
+    {"classifiers"},
+    {"predict"},
     {"cli"},
     # The package's own doors: `import trainer` and `python -m trainer`.
     {"__init__", "__main__"},

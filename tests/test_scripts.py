@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
-LOCKS = ["requirements.lock", "requirements-dev.lock", "requirements-gpu.lock"]
+EXTRAS = ("dev", "gpu", "litert", "onnx")
+LOCKS = ["requirements.lock", *(f"requirements-{extra}.lock" for extra in EXTRAS)]
 TOOLS = ["awk", "bash", "cat", "chmod", "cksum", "cp", "df", "dirname", "flock", "ls", "mkdir"]
 TOOLS += ["readlink", "sleep", "tail"]
 
@@ -147,12 +148,39 @@ def test_a_moved_repository_installs_the_package_again(repository: Repository) -
     assert "--editable" in repository.new_calls()[-1]
 
 
-def test_testing_after_training_adds_only_the_dev_set(repository: Repository) -> None:
+def installed_sets(repository: Repository) -> list[str]:
+    calls = [call for call in repository.new_calls() if "pip install" in call]
+    return [call.rpartition("/")[2] for call in calls]
+
+
+def test_testing_after_training_adds_only_the_sets_that_tests_need(repository: Repository) -> None:
     repository.run("scripts/train.sh")
     repository.new_calls()
     repository.run("scripts/test.sh")
-    (installed,) = [call for call in repository.new_calls() if "pip install" in call]
-    assert installed.endswith("/requirements-dev.lock")
+    assert installed_sets(repository) == [
+        f"requirements-{extra}.lock" for extra in ("dev", "litert", "onnx")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], []),
+        (["--format", "litert-int8"], ["requirements-litert.lock"]),
+        (["--format=onnx"], ["requirements-onnx.lock"]),
+        (["--format", "onnx", "--format", "litert"], ["onnx", "litert"]),
+    ],
+)
+def test_an_export_installs_what_its_formats_need(
+    repository: Repository, options: list[str], wanted: list[str]
+) -> None:
+    repository.run("scripts/train.sh")
+    repository.new_calls()
+    code, output, errors = repository.run("scripts/export.sh", "runs/a", *options)
+    assert code == 0, errors
+    assert output.startswith("trainer export runs/a " + " ".join(options[:1]))
+    names = [name.removeprefix("requirements-").removesuffix(".lock") for name in wanted]
+    assert installed_sets(repository) == [f"requirements-{name}.lock" for name in names]
 
 
 def test_a_failed_installation_shows_its_last_lines_and_a_hint(repository: Repository) -> None:
@@ -249,13 +277,18 @@ def pins(lock: str) -> dict[str, str]:
     [
         ("options", "install_requires", "requirements.lock"),
         ("options.extras_require", "search", "requirements.lock"),
-        ("options.extras_require", "dev", "requirements-dev.lock"),
+        *(
+            ("options.extras_require", e, f"requirements-{e}.lock")
+            for e in ("dev", "litert", "onnx")
+        ),
     ],
 )
 def test_a_lock_pins_what_setup_cfg_asks_for(section: str, option: str, lock: str) -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    asked = config[section][option]
+    asked = "\n".join(
+        line for line in config[section][option].splitlines() if not line.startswith("#")
+    )
     pinned = pins(lock)
     for line in asked.split():
         wanted = Requirement(line)

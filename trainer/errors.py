@@ -30,8 +30,18 @@ class RunDirectoryError(TrainerError):
     """A run directory is missing, in use, or lacks an artifact."""
 
 
+class ModelFileError(TrainerError):
+    """A model file is missing, damaged, or of no known kind."""
+
+
 class MissingDependencyError(TrainerError):
     """An optional package is needed for what was asked."""
+
+
+class ExportError(TrainerError):
+    """An exported file does not answer like the trained model."""
+
+    exit_code = 1
 
 
 class NonFiniteError(TrainerError):
@@ -41,11 +51,11 @@ class NonFiniteError(TrainerError):
 
 
 class InterruptedRun(TrainerError):
-    """A signal ended the training after a checkpoint was saved.
+    """A signal ended the work before its end; what was saved before is whole.
 
     Args:
         signal_number: The signal, 2 (SIGINT) or 15 (SIGTERM).
-        message: What was saved and how to go on.
+        message: What there is, and how to go on.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:

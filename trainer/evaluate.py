@@ -128,6 +128,12 @@ def predict_logits(
     return average_over_views(logits_of, images, views)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits, shape (num_images, num_classes), float32."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def measure(
     logits: np.ndarray, split: Split, config: Config, single_view_logits: np.ndarray | None = None
 ) -> Evaluation:

@@ -24,8 +24,9 @@ from trainer.data.pipeline import evaluation_batches, training_batches
 from trainer.data.sources import Split
 from trainer.errors import InterruptedRun
 from trainer.gradient_hook import StepHook
-from trainer.progress import EpochLines, say
+from trainer.progress import EpochLines
 from trainer.run_dir import RunDir, read_history, write_history
+from trainer.terminal import say
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,35 @@
-"""Classify image files with the model of a run."""
+"""Classify image files, each alone: one that cannot be read costs only its own row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from trainer.config import load_config
+from trainer.classifiers import Classifier
 from trainer.data.directory import EXTENSIONS, read_image
 from trainer.errors import DataError
-from trainer.evaluate import load_run_model, predict_logits
-from trainer.run_dir import RunDir, read_json
+
+STANDARD_INPUT = "-"
+
+# How the formats that are read begin; no line of paths does.
+_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"GIF8")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file.
+
+    Attributes:
+        name: Path, or `-` for standard input.
+        content: Of the file, if it was read already.
+    """
+
+    name: str
+    content: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -34,65 +51,72 @@ class Prediction:
     error: str | None = None
 
 
-def predict(run: RunDir, paths: Sequence[Path], batch_size: int = 128) -> list[Prediction]:
-    """Classify images, in the order given; a folder stands for the images in it.
+def sources_of(arguments: Sequence[str], standard_input: bytes = b"") -> list[Source]:
+    """Return the images that are meant.
 
-    Each file is taken alone: one that cannot be read costs only its own row.
+    Args:
+        arguments: Files; folders, which stand for the images in and below them; `-`.
+        standard_input: What `-` stands for: one image, or a path a line.
 
     Raises:
-        RunDirectoryError: If the run lacks a model.
-        DataError: If there is no image file at all.
+        DataError: If there is no image at all.
     """
-    files = [file for path in paths for file in _image_files(path)]
-    if not files:
+    sources = []
+    for argument in arguments:
+        if argument != STANDARD_INPUT:
+            sources += _in_path(Path(argument))
+        elif standard_input.startswith(_IMAGE_STARTS):
+            sources.append(Source(STANDARD_INPUT, standard_input))
+        else:
+            lines = standard_input.decode(errors="replace").splitlines()
+            sources += [each for line in lines if line.strip() for each in _in_path(Path(line))]
+    if not sources:
         raise DataError(
             "at least one image is needed, and there is none in "
-            f"{', '.join(str(path) for path in paths)}"
+            f"{', '.join('standard input' if a == STANDARD_INPUT else a for a in arguments)}"
         )
-    facts = read_json(run.data)
-    height, width, _ = facts["image_shape"]
-    model = load_run_model(run)
-    views = load_config(run.config).evaluation.views
-    images: list[np.ndarray] = []
-    errors: dict[Path, str] = {}
-    for file in files:
-        try:
-            images.append(read_image(file, (height, width)))
-        except (DataError, OSError) as error:
-            errors[file] = str(error)
-    probabilities = iter(
-        _softmax(predict_logits(model, np.stack(images), batch_size, views)) if images else ()
-    )
-    return [
-        Prediction(str(file), None, 0.0, {}, errors[file])
-        if file in errors
-        else _prediction(file, next(probabilities), facts["class_names"])
-        for file in files
-    ]
+    return sources
 
 
-def _image_files(path: Path) -> list[Path]:
+def _in_path(path: Path) -> list[Source]:
     if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+        return [Source(str(path))]
+    files = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS]
+    return [Source(str(file)) for file in sorted(files) if file.is_file()]
 
 
-def _prediction(file: Path, probabilities: np.ndarray, names: Sequence[str]) -> Prediction:
+def predict(
+    classifier: Classifier, sources: Iterable[Source], batch_size: int = 128
+) -> Iterator[Prediction]:
+    """Classify images and yield the predictions in their order, a batch at a time."""
+    remaining = iter(sources)
+    while batch := list(islice(remaining, batch_size)):
+        found = [_read(source, classifier.image_size) for source in batch]
+        images = [image for image in found if isinstance(image, np.ndarray)]
+        probabilities = iter(classifier.probabilities_of(np.stack(images)) if images else ())
+        for source, image in zip(batch, found, strict=True):
+            if isinstance(image, np.ndarray):
+                yield _prediction(source.name, next(probabilities), classifier.class_names)
+            else:
+                yield Prediction(source.name, None, 0.0, {}, image)
+
+
+def _read(source: Source, image_size: tuple[int, int]) -> np.ndarray | str:
+    """Return the image, or why it cannot be read."""
+    try:
+        return read_image(Path(source.name), image_size, source.content)
+    except (DataError, OSError) as error:
+        return str(error)
+
+
+def _prediction(name: str, probabilities: np.ndarray, class_names: Sequence[str]) -> Prediction:
     best = int(probabilities.argmax())
-    by_name = {name: float(p) for name, p in zip(names, probabilities, strict=True)}
-    return Prediction(str(file), names[best], float(probabilities[best]), by_name)
+    by_name = {label: float(p) for label, p in zip(class_names, probabilities, strict=True)}
+    return Prediction(name, class_names[best], float(probabilities[best]), by_name)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def format_predictions(predictions: Sequence[Prediction]) -> str:
-    """Return one line an image: probability, class, file."""
-    return "\n".join(
-        f"   -  -            {p.path}: {p.error}"
-        if p.error
-        else f"{p.probability:6.3f}  {p.label:12} {p.path}"
-        for p in predictions
-    )
+def format_prediction(prediction: Prediction) -> str:
+    """Return a row of the table: probability, class, file."""
+    if prediction.error:
+        return f"     -  {'-':12} {prediction.path}: {prediction.error}"
+    return f"{prediction.probability:6.3f}  {prediction.label:12} {prediction.path}"

@@ -1,19 +1,15 @@
-"""What a person sees while a model trains, all of it on standard error."""
+"""What a person sees of a training: a line an epoch, and a bar within it."""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-
-def say(message: str = "") -> None:
-    """Print a line for people."""
-    print(message, file=sys.stderr, flush=True)
+from trainer.terminal import say
 
 
 class EpochLines(keras.callbacks.Callback):

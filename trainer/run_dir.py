@@ -73,6 +73,11 @@ class RunDir:
         return self.path / "evaluation.json"
 
     @property
+    def saved_model(self) -> Path:
+        """Exported versions, one folder each."""
+        return self.path / "saved_model"
+
+    @property
     def status(self) -> Path:
         """Whether the run goes on, and how it ended."""
         return self.path / "status.json"
@@ -126,12 +131,13 @@ class RunDir:
             RunDirectoryError: If it is missing or damaged.
         """
         status = read_json(self.status)
-        if status.get("state") == "running" and not _is_alive(int(status.get("pid", 0))):
+        if status.get("state") == "running" and not is_alive(int(status.get("pid", 0))):
             status["state"] = "killed"
         return status
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine still runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

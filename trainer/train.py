@@ -21,10 +21,10 @@ from trainer.fitting import Fitting, TrainingData
 from trainer.models import build_model
 from trainer.optimizers import build_optimizer
 from trainer.pixels import PixelScaling, whitening_kernel
-from trainer.progress import say
 from trainer.run_dir import RunDir, write_atomically, write_json, write_text
 from trainer.runtime import Runtime, describe_environment, set_up
 from trainer.schedules import build_schedule
+from trainer.terminal import say
 
 
 def train(config: Config, *, runs_dir: Path, command: Sequence[str]) -> RunDir:

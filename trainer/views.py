@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -10,34 +11,53 @@ import numpy as np
 Views: TypeAlias = Literal["single", "mirror", "mirror_shift"]
 
 
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image.
+
+    Attributes:
+        weight: Its share in the mean; those of all views sum to one.
+        is_mirrored: Left and right are exchanged.
+        shift: Pixels that the image is moved by along both axes, -1 (up and left), 0 or 1;
+            the border is reflected.
+    """
+
+    weight: float
+    is_mirrored: bool = False
+    shift: int = 0
+
+
+def _mirrored(weight: float, shift: int = 0) -> tuple[View, View]:
+    return View(weight / 2, False, shift), View(weight / 2, True, shift)
+
+
+VIEWS: dict[Views, tuple[View, ...]] = {
+    "single": (View(1.0),),
+    "mirror": _mirrored(1.0),
+    "mirror_shift": (*_mirrored(0.5), *_mirrored(0.25, 1), *_mirrored(0.25, -1)),
+}
+"""`single`: the image; `mirror`: it and its mirror image, equally; `mirror_shift`: these two
+with half of the weight, and with the other half the same of the image moved by a pixel, once
+up and left and once down and right (Jordan 2024, section 3.6)."""
+
+
 def views_of(images: np.ndarray, views: Views) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield each view of a batch with its weight; the weights sum to one.
+    """Yield each view of a batch with its weight.
 
     Args:
         images: Shape (batch, height, width, channels), any dtype.
-        views: `single`: the images; `mirror`: these and their mirror images, equally;
-            `mirror_shift`: these two with half of the weight, and with the other half
-            the same of the images moved by a pixel along both axes, once up and left
-            and once down and right, the border reflected (Jordan 2024, section 3.6).
+        views: A key of `VIEWS`.
     """
-    if views == "single":
-        yield 1.0, images
-        return
-    if views == "mirror":
-        yield from _mirrored(1.0, images)
-        return
-    yield from _mirrored(0.5, images)
     height, width = images.shape[1:3]
     # One pixel wide images have nothing to reflect.
     mode: Literal["reflect", "edge"] = "reflect" if min(height, width) > 1 else "edge"
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
-    for start in (0, 2):
-        yield from _mirrored(0.25, padded[:, start : start + height, start : start + width])
-
-
-def _mirrored(weight: float, images: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-    yield weight / 2, images
-    yield weight / 2, images[:, :, ::-1]
+    for view in VIEWS[views]:
+        seen = images
+        if view.shift:
+            padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
+            start = 1 - view.shift
+            seen = padded[:, start : start + height, start : start + width]
+        yield view.weight, seen[:, :, ::-1] if view.is_mirrored else seen
 
 
 def average_over_views(
@@ -48,7 +68,7 @@ def average_over_views(
     Args:
         logits_of: From images to logits, shape (batch, num_classes).
         images: Shape (batch, height, width, channels).
-        views: See `views_of`.
+        views: A key of `VIEWS`.
 
     Returns:
         Shape (batch, num_classes), float32.

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -115,12 +116,13 @@ def _read_images(files: list[Path], image_size: tuple[int, int]) -> np.ndarray:
     return images
 
 
-def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
+def read_image(path: Path, image_size: tuple[int, int], content: bytes | None = None) -> np.ndarray:
     """Read one image file as RGB, resized.
 
     Args:
         path: A PNG, JPEG, BMP or WEBP file of any mode.
         image_size: Height and width in pixels.
+        content: Of the file, if it was read already; `path` is then its name only.
 
     Returns:
         Shape (height, width, 3), uint8.
@@ -129,14 +131,18 @@ def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
         DataError: If it is no image, damaged, or too large.
     """
     height, width = image_size
+
+    def size() -> int:
+        return path.stat().st_size if content is None else len(content)
+
     try:
-        with Image.open(path, formats=_FORMATS) as file:
+        with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as file:
             image = _as_rgb(ImageOps.exif_transpose(file))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path} must be an image, but it is none of {', '.join(_FORMATS)} "
-            f"({path.stat().st_size} bytes). Delete or replace it"
+            f"({size()} bytes). Delete or replace it"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
@@ -146,8 +152,7 @@ def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
     # Pillow's decoders raise nearly any exception on damaged bytes.
     except Exception as error:
         raise DataError(
-            f"{path} is a damaged or truncated image ({path.stat().st_size} bytes). "
-            "Delete or replace it"
+            f"{path} is a damaged or truncated image ({size()} bytes). Delete or replace it"
         ) from error
 
 

@@ -1,0 +1,97 @@
+"""Write a SavedModel with two signatures: one for pixels, one for encoded images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.export.warmup import write_warmup_requests
+
+PIXELS = "serving_default"
+"""Signature: `images`, uint8, shape (batch, height, width, 3)."""
+
+BYTES = "serve_bytes"
+"""Signature: `image_bytes`, strings, shape (batch,), each a whole PNG or JPEG file."""
+
+OUTPUTS = ("probabilities", "class_index", "class_name")
+"""Of both: float32 (batch, classes), int64 (batch,), string (batch,)."""
+
+
+def write_saved_model(
+    directory: Path, serving: keras.Model, class_names: Sequence[str], model_name: str
+) -> None:
+    """Write a SavedModel and its warm-up requests.
+
+    Args:
+        directory: Of one version, as TensorFlow Serving lays them out.
+        serving: From `serving_model.build_serving_model`.
+        class_names: In the order of the probabilities.
+        model_name: For the warm-up requests.
+    """
+    height, width, _ = serving.input_shape[1:]
+
+    def answer_pixels(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        num_images = tf.shape(images)[0]
+        # Normalization fails on no images: an empty batch gets an image, and no answer.
+        is_empty = tf.cast(tf.equal(num_images, 0), tf.int32)
+        padded = tf.pad(images, [[0, is_empty], [0, 0], [0, 0], [0, 0]])
+        probabilities = serving(tf.cast(padded, tf.float32), training=False)[:num_images]
+        class_index = tf.argmax(probabilities, axis=1)
+        values = (probabilities, class_index, tf.gather(tf.constant(class_names), class_index))
+        return dict(zip(OUTPUTS, values, strict=True))
+
+    def answer_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        images = tf.map_fn(
+            lambda encoded: decode_image(encoded, height, width),
+            image_bytes,
+            fn_output_signature=tf.TensorSpec((height, width, 3), tf.uint8),
+        )
+        return answer_pixels(images)
+
+    archive = keras.export.ExportArchive()
+    archive.track(serving)
+    pixels = tf.TensorSpec((None, height, width, 3), tf.uint8, name="images")
+    archive.add_endpoint(PIXELS, answer_pixels, [pixels])
+    archive.add_endpoint(
+        BYTES, answer_bytes, [tf.TensorSpec((None,), tf.string, name="image_bytes")]
+    )
+    archive.write_out(str(directory), verbose=False)
+    blank = np.zeros((1, height, width, 3), np.uint8)
+    png = tf.io.encode_png(blank[0])
+    write_warmup_requests(
+        directory, model_name, {PIXELS: {"images": blank}, BYTES: {"image_bytes": png[None]}}
+    )
+
+
+def decode_image(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Decode one PNG, JPEG, BMP or GIF (its first frame) as `read_image` does, in the graph.
+
+    Grey becomes RGB, 16 bits become 8, transparency is put on black, and another size is
+    resized with an anti-aliased bilinear filter. An EXIF orientation is not followed.
+
+    Args:
+        encoded: Scalar string.
+        height: Of the result, in pixels.
+        width: Of the result, in pixels.
+
+    Returns:
+        Shape (height, width, 3), uint8.
+    """
+    image = tf.io.decode_image(encoded, channels=0, expand_animations=False)
+    image.set_shape((None, None, None))
+    has_alpha = tf.equal(tf.shape(image)[-1] % 2, 0)
+    # A conditional, because a float copy of a large photograph takes gigabytes.
+    image = tf.cond(has_alpha, lambda: _put_on_black(image), lambda: image)
+    resized = tf.image.resize(image, (height, width), antialias=True)
+    pixels = tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
+    return tf.broadcast_to(pixels, (height, width, 3))
+
+
+def _put_on_black(image: tf.Tensor) -> tf.Tensor:
+    colours = tf.cast(image[..., :-1], tf.float32)
+    alpha = tf.cast(image[..., -1:], tf.float32) / 255.0
+    return tf.cast(tf.round(colours * alpha), tf.uint8)

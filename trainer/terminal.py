@@ -1,0 +1,35 @@
+"""What a person sees while something takes its time, all of it on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def say(message: str = "") -> None:
+    """Print a line for people."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar(title: str, total: int, is_shown: bool = True) -> Iterator[Callable[[], None]]:
+    """Draw a bar, on a terminal only, and take it away at the end.
+
+    Args:
+        title: What goes on.
+        total: Items there are.
+        is_shown: False where rows on the same terminal show the progress already.
+
+    Yields:
+        A function to call after each item.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    is_drawn = is_shown and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not is_drawn) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
