@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,8 @@ from trainer.run_dir import RunDir, read_json
 _FILES = {".tflite": ("litert", "ai_edge_litert"), ".onnx": ("onnx", "onnxruntime")}
 _EXPORT_FILE = "export.json"
 _SIGNATURE = "serving_default"
+# Not one: a file may be made for just one image.
+_TRIAL_IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ def _open_run(run: RunDir) -> Classifier:
     from trainer.evaluate import load_run_model, predict_logits, softmax
 
     facts = read_json(run.data)
+    if not {"class_names", "image_shape"} <= facts.keys():
+        raise RunDirectoryError(
+            f"{run.data}: this artifact is damaged (no class_names or no image_shape)"
+        )
     model = load_run_model(run)
     views = load_config(run.config).evaluation.views
     height, width, _ = facts["image_shape"]
@@ -93,13 +97,22 @@ def _open_exported(path: Path, kind: str) -> Classifier:
     task = {"path": str(path), "kind": kind, "signature": _SIGNATURE}
     try:
         answer, facts = probe.OPENERS[kind](task)
-        [(_, (_, height, width, _))] = facts["inputs"].values()
-        outputs = facts["outputs"]
-        _, (_, num_classes) = outputs.get("probabilities") or next(iter(outputs.values()))
-    # The runtimes raise nearly anything on a damaged file, or one that is not ours.
+    # The runtimes raise nearly anything on a damaged file.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFileError(f"{path}: the model cannot be loaded ({reason})") from error
+        raise ModelFileError(
+            f"{path}: the model cannot be loaded ({_first_line(error)})"
+        ) from error
+    try:
+        [(_, [_, height, width, _])] = facts["inputs"].values()
+        trial = np.zeros((_TRIAL_IMAGES, height, width, 3), np.uint8)
+        _, num_classes = answer(trial)["probabilities"].shape
+    # Or on one that is not ours.
+    except Exception as error:
+        raise ModelFileError(
+            f"{path}: the model cannot be used. It must take any number of images (batch, "
+            f"height, width, 3) of one size and return probabilities (batch, classes): "
+            f"{_first_line(error)}"
+        ) from error
     return Classifier(
         path,
         _class_names(path, num_classes),
@@ -108,14 +121,20 @@ def _open_exported(path: Path, kind: str) -> Classifier:
     )
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     """Return the names in the `export.json` of the version, or numbers."""
-    for folder in (path, *list(path.parents)[:2]):
+    for folder in (path, *list(path.absolute().parents)[:2]):
         file = folder / _EXPORT_FILE
         if file.is_file():
-            try:
-                facts: dict[str, Any] = read_json(file)
-                return tuple(facts["class_names"])
-            except (RunDirectoryError, KeyError, json.JSONDecodeError) as error:
-                raise ModelFileError(f"{file}: this file is damaged ({error})") from error
+            names = read_json(file).get("class_names")
+            if not isinstance(names, list) or len(names) != num_classes:
+                raise ModelFileError(
+                    f"{file}: `class_names` must name the {num_classes} classes of {path}. "
+                    f"Received: {names}"
+                )
+            return tuple(names)
     return tuple(str(index) for index in range(num_classes))

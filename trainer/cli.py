@@ -6,6 +6,7 @@ config errors answer at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -109,6 +110,33 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def diagnose(
+    run: RunPath,
+    rules: Annotated[
+        list[Path] | None, typer.Option(help="A Python file with rules of your own.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a run's gradients are in order, on what evidence, and what to change.
+
+    Exit code 0: healthy, 1: unhealthy, 2: could not judge.
+    """
+    from trainer.diagnosis.evidence import Evidence
+    from trainer.diagnosis.judge import diagnose as judge
+    from trainer.diagnosis.judge import format_diagnosis
+    from trainer.diagnosis.registry import load_rules
+
+    directory = RunDir.open(run)
+    for path in rules or []:
+        load_rules(path)
+    diagnosis = judge(Evidence.of_run(directory))
+    value = {"run": str(directory.path), **diagnosis.as_json()}
+    _answer(value, as_json, lambda: f"{format_diagnosis(diagnosis)}\n{directory.path}")
+    if diagnosis.exit_code:
+        raise typer.Exit(diagnosis.exit_code)
+
+
+@app.command()
 def predict(
     model: Annotated[
         Path,
@@ -135,10 +163,15 @@ def predict(
     from trainer.quiet import import_tensorflow
     from trainer.terminal import progress_bar
 
+    if as_json and as_lines:
+        raise typer.BadParameter("give --json for one object or --json-lines, and not both")
     content = sys.stdin.buffer.read() if STANDARD_INPUT in images else b""
     sources = sources_of(images, content)
-    if needs_tensorflow(model):
+    if model.exists() and needs_tensorflow(model):
         import_tensorflow()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may be of another encoding than the terminal's.
+        sys.stdout.reconfigure(errors="surrogateescape")
     predictions = []
     rows_are_seen = sys.stdout.isatty() and not as_json
     with progress_bar("classifying", len(sources), not rows_are_seen) as advance:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from trainer.classifiers import Classifier
 from trainer.data.directory import EXTENSIONS, read_image
@@ -15,8 +18,8 @@ from trainer.errors import DataError
 
 STANDARD_INPUT = "-"
 
-# How the formats that are read begin; no line of paths does.
-_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"GIF8")
+# Every image has a zero byte near its beginning, and no path has one.
+_IMAGE_START = 512
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Source:
     Attributes:
         name: Path, or `-` for standard input.
         content: Of the file, if it was read already.
+        problem: Why there is no image, if that is known already.
     """
 
     name: str
     content: bytes | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,12 @@ def sources_of(arguments: Sequence[str], standard_input: bytes = b"") -> list[So
     for argument in arguments:
         if argument != STANDARD_INPUT:
             sources += _in_path(Path(argument))
-        elif standard_input.startswith(_IMAGE_STARTS):
+        elif b"\0" in standard_input[:_IMAGE_START]:
             sources.append(Source(STANDARD_INPUT, standard_input))
         else:
-            lines = standard_input.decode(errors="replace").splitlines()
+            lines = os.fsdecode(standard_input).splitlines()
             sources += [each for line in lines if line.strip() for each in _in_path(Path(line))]
-    if not sources:
+    if all(source.problem for source in sources):
         raise DataError(
             "at least one image is needed, and there is none in "
             f"{', '.join('standard input' if a == STANDARD_INPUT else a for a in arguments)}"
@@ -79,10 +84,15 @@ def sources_of(arguments: Sequence[str], standard_input: bytes = b"") -> list[So
 
 
 def _in_path(path: Path) -> list[Source]:
-    if not path.is_dir():
-        return [Source(str(path))]
+    try:
+        if not path.is_dir():
+            return [Source(str(path))]
+    # What is no path at all, such as one that is too long, is a row of its own too.
+    except OSError as error:
+        return [Source(str(path), problem=f"{path}: {error.strerror}")]
     files = [file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS]
-    return [Source(str(file)) for file in sorted(files) if file.is_file()]
+    found = [Source(str(file)) for file in sorted(files) if file.is_file()]
+    return found or [Source(str(path), problem=f"{path}: there is no image in this folder")]
 
 
 def predict(
@@ -103,8 +113,13 @@ def predict(
 
 def _read(source: Source, image_size: tuple[int, int]) -> np.ndarray | str:
     """Return the image, or why it cannot be read."""
+    if source.problem is not None:
+        return source.problem
     try:
-        return read_image(Path(source.name), image_size, source.content)
+        # Pillow only warns between its limit of pixels and twice that; here the limit is one.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return read_image(Path(source.name), image_size, source.content)
     except (DataError, OSError) as error:
         return str(error)
 
@@ -118,5 +133,6 @@ def _prediction(name: str, probabilities: np.ndarray, class_names: Sequence[str]
 def format_prediction(prediction: Prediction) -> str:
     """Return a row of the table: probability, class, file."""
     if prediction.error:
-        return f"     -  {'-':12} {prediction.path}: {prediction.error}"
+        # The error names the file.
+        return f"     -  {'-':12} {prediction.error}"
     return f"{prediction.probability:6.3f}  {prediction.label:12} {prediction.path}"

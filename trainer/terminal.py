@@ -30,6 +30,13 @@ def progress_bar(title: str, total: int, is_shown: bool = True) -> Iterator[Call
     console = Console(stderr=True)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     is_drawn = is_shown and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not is_drawn) as bar:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        # Or what is printed meanwhile would go to the console, wrapped.
+        redirect_stdout=False,
+        disable=not is_drawn,
+    ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)

@@ -82,39 +82,36 @@ def export(
     model = load_run_model(run)
     say("asking the trained model")
     sets, calibration = _proof_sets(config, model, class_names)
+
+    def serving(of: keras.Model) -> keras.Model:
+        return build_serving_model(of, tuple(data["image_shape"]), config.evaluation.views)
+
     with new_version(root or run.saved_model) as version:
         directory = version.directory
-        serving = build_serving_model(model, tuple(data["image_shape"]), config.evaluation.views)
         say("writing the SavedModel")
         try:
-            write_saved_model(directory, serving, class_names, config.name)
+            write_saved_model(directory, serving(model), class_names, config.name)
         except tf.errors.OpError as error:
             raise OSError(error.message) from error
-        subjects = _signatures(directory, is_exact=environment["precision"] == "float32")
-        problems = {}
-        twin = None
-        for each in formats:
-            say(f"converting to {each.name}")
-            try:
-                if twin is None:
-                    twin = build_serving_model(
-                        float32_twin(model), tuple(data["image_shape"]), config.evaluation.views
-                    )
-                subject = _write_format(directory, each, twin, calibration, subjects[0].tolerance)
-                subjects.append(subject)
-            # Converters raise nearly anything; the formats that work must not be lost.
-            except Exception as error:
-                problems[each.name] = f"it cannot be converted: {_first_line(error)}"
-        proven = {each.name: each for each in prove(subjects, sets, class_names, say)}
+        tolerance = _EXACT if environment["precision"] == "float32" else _MIXED
+        signatures = [
+            Subject(name, "saved_model", directory, tolerance, name, takes_bytes=name == BYTES)
+            for name in (PIXELS, BYTES)
+        ]
+        converted: list[Subject] = []
+        problems: dict[str, str] = {}
+        if formats:
+            twin = serving(float32_twin(model))
+            converted, problems = _convert(directory, formats, twin, calibration, tolerance, say)
+        proven = {p.name: p for p in prove([*signatures, *converted], sets, class_names, say)}
         for name in (PIXELS, BYTES):
-            if proven[name].problem:
+            if problem := proven[name].problem:
                 raise ExportError(
                     f"{name}: the exported model does not answer like the trained one: "
-                    f"{proven[name].problem}. Nothing was exported"
+                    f"{problem}. Nothing was exported"
                 )
-        for subject in subjects[2:]:
-            problem = proven[subject.name].problem
-            if problem:
+        for subject in converted:
+            if problem := proven[subject.name].problem:
                 problems[subject.name] = problem
                 subject.path.unlink()
         facts = _facts(run, config, data, version.number, proven, formats, problems, directory)
@@ -122,6 +119,32 @@ def export(
         facts["files"] = _checksums(directory)
         write_json(directory / EXPORT_FILE, facts)
     return Export(version.path, facts)
+
+
+def _convert(
+    directory: Path,
+    formats: Sequence[Format],
+    serving: keras.Model,
+    calibration: np.ndarray,
+    tolerance: Tolerance,
+    say: Callable[[str], object],
+) -> tuple[list[Subject], dict[str, str]]:
+    """Write the formats, and return what is to be proven, and why the others could not be had."""
+    converted, problems = [], {}
+    for form in formats:
+        say(f"converting to {form.name}")
+        path = directory / form.file_name
+        path.parent.mkdir(exist_ok=True)
+        try:
+            path.write_bytes(form.convert(serving, calibration))
+        # Converters raise nearly anything; the formats that work must not be lost.
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            problems[form.name] = f"it cannot be converted: {type(error).__name__}: {lines[0]}"
+            path.unlink(missing_ok=True)
+        else:
+            converted.append(Subject(form.name, form.kind, path, form.tolerance or tolerance))
+    return converted, problems
 
 
 def _proof_sets(
@@ -147,32 +170,6 @@ def _proof_sets(
 def _proof_set(name: str, split: Split, config: Config, model: keras.Model) -> ProofSet:
     logits = predict_logits(model, split.images, config.fit.batch_size, config.evaluation.views)
     return ProofSet(name, split.images, split.labels, softmax(logits))
-
-
-def _signatures(directory: Path, is_exact: bool) -> list[Subject]:
-    tolerance = _EXACT if is_exact else _MIXED
-    return [
-        Subject(name, "saved_model", directory, tolerance, name, takes_bytes=name == BYTES)
-        for name in (PIXELS, BYTES)
-    ]
-
-
-def _write_format(
-    directory: Path,
-    form: Format,
-    serving: keras.Model,
-    calibration: np.ndarray,
-    tolerance: Tolerance,
-) -> Subject:
-    path = directory / form.file_name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(form.convert(serving, calibration))
-    return Subject(form.name, form.kind, path, form.tolerance or tolerance)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def _facts(

@@ -60,6 +60,7 @@ def open_litert(task: dict[str, Any]) -> tuple[Callable[..., Answers], dict[str,
 
     interpreter = Interpreter(task["path"], num_threads=os.cpu_count())
     [inputs], [outputs] = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.allocate_tensors()
 
     def answer(batch: np.ndarray) -> Answers:
         if list(batch.shape) != list(interpreter.get_input_details()[0]["shape"]):
