@@ -15,6 +15,7 @@ FLOORS = (
     {"errors"},
     {"config", "run_dir", "recorded_steps"},
     {"gradient_log", "machine", "runtime_choices", "pixels", "views", "terminal"},
+    {"diagnosis"},
     {
         "runtime",
         "data",
@@ -39,7 +40,7 @@ FLOORS = (
     {"__init__", "__main__"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-FIRST_WITH_KERAS = 3
+FIRST_WITH_KERAS = 4
 FILES = {
     path: path.relative_to(ROOT / "trainer").with_suffix("").parts[0]
     for path in sorted((ROOT / "trainer").rglob("*.py"))
