@@ -182,7 +182,7 @@ def test_a_run_without_a_model_is_told_how_to_get_one(
     assert call("export", copied.path, monkeypatch=monkeypatch) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {copied.model}: the run has no trained model")
-    assert f"trainer train --resume {copied.path}" in error
+    assert f"trainer train {copied.config}" in error
     assert not copied.saved_model.exists()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.errors import ExportError, RunDirectoryError
+from trainer.errors import RunDirectoryError
 from trainer.export import probe
 from trainer.export.proof import ProofSet, Proven, Subject, Tolerance, compare, prove
 from trainer.export.versions import new_version, versions_of
@@ -169,14 +169,16 @@ def test_answers_of_a_wrong_shape_are_a_problem_and_no_crash(
     assert right.problem is None
 
 
-def test_a_process_that_ends_early_is_an_error_that_names_the_subject(tmp_path: Path) -> None:
+def test_what_ends_its_process_is_named_and_the_others_are_proven(tmp_path: Path) -> None:
     def ended(probabilities: tf.Tensor) -> tf.Tensor:
         with tf.control_dependencies([tf.raw_ops.Abort(exit_without_error=True)]):
             return tf.identity(probabilities)
 
-    subjects = [write(tmp_path / "fatal", changed("probabilities", ended))]
-    with pytest.raises(ExportError, match="fatal: the process that loads it ended early"):
-        judge(subjects)
+    fatal = write(tmp_path / "fatal", changed("probabilities", ended))
+    before, ill, after = judge([write(tmp_path / "a"), fatal, write(tmp_path / "b")])
+    assert ill.problem is not None
+    assert ill.problem.startswith("the process that loads it ended")
+    assert (before.problem, after.problem) == (None, None)
 
 
 def test_the_process_finds_neither_keras_nor_this_package(tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_the_process_finds_neither_keras_nor_this_package(tmp_path: Path) -> Non
         import importlib, runpy, sys
         script, folder, root = sys.argv[1:]
         sys.path.insert(0, root)
-        sys.argv = [script, folder]
+        sys.argv = [script, folder, "0"]
         runpy.run_path(script, run_name="__main__")
         for name in ("keras", "tf_keras", "trainer"):
             try:

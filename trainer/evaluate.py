@@ -72,7 +72,11 @@ def load_run_model(run: RunDir) -> keras.Model:
         state = run.read_status()["state"]
         raise RunDirectoryError(
             f"{run.model}: the run has no trained model, it is {state}. "
-            f"Go on with it: trainer train --resume {run.path}"
+            + (
+                f"Train it again: trainer train {run.config}"
+                if state == "done"
+                else f"Go on with it: trainer train --resume {run.path}"
+            )
         )
     try:
         return keras.models.load_model(run.model, compile=False)

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _LIMITS = """\
-- `serve_bytes` decodes PNG, JPEG, BMP and GIF (the first frame). Grey becomes RGB, 16 bits
-  become 8, transparency is put on black, and any other size is resized with an anti-aliased
-  bilinear filter. An EXIF orientation is not followed.
+- `serve_bytes` decodes PNG, JPEG and GIF (the first frame). Grey becomes RGB, 16 bits become 8,
+  transparency is put on black, and any other size is resized with an anti-aliased bilinear
+  filter. An EXIF orientation is not followed.
 - TensorFlow's decoder fails a **whole request** for one image that it cannot decode (truncated,
   or no image). Send doubtful images one at a time, or use `trainer predict`, which treats each
   file alone.
-- Pixels are decoded in the memory of the server: an image of 8000 x 8000 takes 200 MB. Bound
-  the size of requests in front of it.
+- Pixels are decoded in the memory of the server: an image of 8000 x 8000 takes 450 MB, and
+  over two gigabytes with transparency. Bound the size of requests in front of it.
 - Every image gets one of the classes above, also one that shows none of them."""
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +104,7 @@ def export(
         converted: list[Subject] = []
         problems: dict[str, str] = {}
         if formats:
-            twin = serving(float32_twin(model))
+            twin = cache(lambda: serving(float32_twin(model)))
             converted, problems = _convert(directory, formats, twin, calibration, tolerance, say)
         proven = {p.name: p for p in prove([*signatures, *converted], sets, class_names, say)}
         for name in (PIXELS, BYTES):
@@ -113,7 +116,7 @@ def export(
         for subject in converted:
             if problem := proven[subject.name].problem:
                 problems[subject.name] = problem
-                subject.path.unlink()
+                _remove(subject.path)
         facts = _facts(run, config, data, version.number, proven, formats, problems, directory)
         write_text(directory / CARD_FILE, model_card(facts))
         facts["files"] = _checksums(directory)
@@ -124,7 +127,7 @@ def export(
 def _convert(
     directory: Path,
     formats: Sequence[Format],
-    serving: keras.Model,
+    serving: Callable[[], keras.Model],
     calibration: np.ndarray,
     tolerance: Tolerance,
     say: Callable[[str], object],
@@ -136,15 +139,22 @@ def _convert(
         path = directory / form.file_name
         path.parent.mkdir(exist_ok=True)
         try:
-            path.write_bytes(form.convert(serving, calibration))
+            path.write_bytes(form.convert(serving(), calibration))
         # Converters raise nearly anything; the formats that work must not be lost.
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             problems[form.name] = f"it cannot be converted: {type(error).__name__}: {lines[0]}"
-            path.unlink(missing_ok=True)
+            _remove(path)
         else:
             converted.append(Subject(form.name, form.kind, path, form.tolerance or tolerance))
     return converted, problems
+
+
+def _remove(path: Path) -> None:
+    """Remove a format's file, and its folder if nothing else is in it."""
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.parent.rmdir()
 
 
 def _proof_sets(
@@ -233,7 +243,8 @@ def format_export(found: Export) -> str:
     lines = [f"{'what':16} {'split':10} {'difference':>10} {'same class':>10} {'accuracy':>8}"]
     for name, entry in {**facts["signatures"], **facts["formats"]}.items():
         if entry["problem"]:
-            lines.append(f"{name:16} not exported: {entry['problem']}")
+            text = f"{name:16} not exported: {entry['problem']}"
+            lines += textwrap.wrap(text, 80, subsequent_indent=" " * 17)
             continue
         lines += [
             f"{name:16} {split:10} {parity['max_difference']:10.1e} "

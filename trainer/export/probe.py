@@ -1,10 +1,10 @@
 """Load exported files in a process of their own and answer with them: no Keras, no trainer.
 
-Run by `proof.py`, not by hand: `python -I probe.py FOLDER`. The folder holds `tasks.json`, a
-list of {path, kind, signature} in which kind is saved_model, litert or onnx, and the inputs
-`images.npy` (uint8) and `encoded.npz` (PNG files, one after the other, and their ends). For
-each task it writes `<index>.npz` with the answers, and prints a line of JSON: what was found
-out, or the error.
+Run by `proof.py`, not by hand: `python -I probe.py FOLDER FIRST_TASK`. The folder holds
+`tasks.json`, a list of {path, kind, signature} in which kind is saved_model, litert or onnx,
+and the inputs `images.npy` (uint8) and `encoded.npz` (PNG files, one after the other, and
+their ends). For each task from the first on it writes `<index>.npz` with the answers, and
+prints a line of JSON: what was found out, or the error.
 
 It stands alone, so that what it proves does not rest on this package: Keras and trainer
 are not to be found by whatever it loads.
@@ -140,13 +140,13 @@ def read_encoded(path: Path) -> np.ndarray:
     """Return the files in `encoded.npz`, an array of bytes objects."""
     with np.load(path) as file:
         data, ends = file["data"], file["ends"]
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]
     files = [data[start:end].tobytes() for start, end in zip(starts, ends, strict=True)]
     return np.array([*files, None], object)[:-1]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Take all tasks of a folder."""
+    """Take the tasks of a folder from some number on."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     # What a library prints must not get between the replies.
     os.dup2(2, 1)
@@ -155,7 +155,8 @@ def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0])
     images = np.load(folder / "images.npy")
     encoded = read_encoded(folder / "encoded.npz")
-    for index, task in enumerate(json.loads((folder / "tasks.json").read_text())):
+    tasks = json.loads((folder / "tasks.json").read_text())
+    for index, task in list(enumerate(tasks))[int(arguments[1]) :]:
         inputs = encoded if task.get("takes_bytes") else images
         try:
             answers, facts = take(task, inputs)

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.errors import ExportError
 from trainer.export import probe
 
 
@@ -128,37 +127,50 @@ def prove(
         class_names: In the order of the probabilities.
         say: Called with a line for people before each subject.
 
-    Raises:
-        ExportError: If the process ends early.
+    Returns:
+        One for each subject, in their order.
     """
     with tempfile.TemporaryDirectory(prefix="trainer-proof-") as name:
         folder = Path(name)
         _write_inputs(folder, subjects, np.concatenate([each.images for each in sets]))
-        proven = []
-        with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-I", str(Path(probe.__file__)), str(folder)],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-            try:
-                assert process.stdout is not None
-                for index, subject in enumerate(subjects):
-                    say(f"proving {subject.name}")
-                    reply = process.stdout.readline()
-                    if not reply:
-                        errors.seek(0)
-                        tail = "\n".join(errors.read().splitlines()[-10:])
-                        raise ExportError(
-                            f"{subject.name}: the process that loads it ended early:\n{tail}"
-                        )
-                    answers = folder / f"{index}.npz"
-                    proven.append(_judge(subject, json.loads(reply), answers, sets, class_names))
-            finally:
-                process.kill()
-                process.communicate()
+        proven: list[Proven] = []
+        while len(proven) < len(subjects):
+            # A subject that kills its process is judged, and another process takes the rest.
+            remaining = subjects[len(proven) :]
+            for subject, reply in _replies(folder, len(proven), remaining, say):
+                answers = folder / f"{len(proven)}.npz"
+                proven.append(_judge(subject, reply, answers, sets, class_names))
     return proven
+
+
+def _replies(
+    folder: Path, first: int, subjects: Sequence[Subject], say: Callable[[str], object]
+) -> Iterator[tuple[Subject, dict[str, Any]]]:
+    """Yield what another process says of the subjects, until it ends."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(Path(probe.__file__)), str(folder), str(first)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            for subject in subjects:
+                say(f"proving {subject.name}")
+                line = process.stdout.readline()
+                if line:
+                    yield subject, json.loads(line)
+                    continue
+                code = process.wait()
+                errors.seek(0)
+                tail = "; ".join(errors.read().splitlines()[-3:])
+                problem = f"the process that loads it ended with {code} {tail}"
+                yield subject, {"error": problem, "blocked_modules": []}
+                return
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def _write_inputs(folder: Path, subjects: Sequence[Subject], images: np.ndarray) -> None:
@@ -202,7 +214,11 @@ def _judge(
         return Proven(subject.name, "; ".join([facts["error"], *problems]), subject.tolerance)
     with np.load(path) as file:
         answers = dict(file)
-    probabilities = answers["probabilities"]
+    shape = (sum(len(each.images) for each in sets), len(class_names))
+    probabilities = answers.get("probabilities", np.empty(0))
+    if probabilities.shape != shape:
+        problem = f"its probabilities have the shape {probabilities.shape}, not {shape}"
+        return Proven(subject.name, "; ".join([problem, *problems]), subject.tolerance)
     if "class_index" in answers:
         problems += _wrong_classes(answers, class_names)
     for name, shape in facts.get("empty", {}).items():
@@ -231,7 +247,7 @@ def _wrong_classes(answers: dict[str, np.ndarray], class_names: Sequence[str]) -
     problems = []
     if not np.array_equal(answers["class_index"], best):
         problems.append("class_index is not that of the largest probability")
-    if not np.array_equal(answers["class_name"], np.array(class_names)[answers["class_index"]]):
+    elif not np.array_equal(answers["class_name"], np.array(class_names)[best]):
         problems.append("class_name is not that of class_index")
     return problems
 

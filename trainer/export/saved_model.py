@@ -20,6 +20,9 @@ BYTES = "serve_bytes"
 OUTPUTS = ("probabilities", "class_index", "class_name")
 """Of both: float32 (batch, classes), int64 (batch,), string (batch,)."""
 
+# Bytes of a PNG file up to its depth and colour type (PNG specification, 11.2.1).
+_PNG_HEADER = 26
+
 
 def write_saved_model(
     directory: Path, serving: keras.Model, class_names: Sequence[str], model_name: str
@@ -68,10 +71,11 @@ def write_saved_model(
 
 
 def decode_image(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Decode one PNG, JPEG, BMP or GIF (its first frame) as `read_image` does, in the graph.
+    """Decode one PNG, JPEG or GIF (its first frame) as `read_image` does, in the graph.
 
     Grey becomes RGB, 16 bits become 8, transparency is put on black, and another size is
-    resized with an anti-aliased bilinear filter. An EXIF orientation is not followed.
+    resized with an anti-aliased bilinear filter. An EXIF orientation is not followed. Of
+    other formats TensorFlow's decoder makes an error.
 
     Args:
         encoded: Scalar string.
@@ -81,17 +85,40 @@ def decode_image(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
     Returns:
         Shape (height, width, 3), uint8.
     """
-    image = tf.io.decode_image(encoded, channels=0, expand_animations=False)
-    image.set_shape((None, None, None))
-    has_alpha = tf.equal(tf.shape(image)[-1] % 2, 0)
-    # A conditional, because a float copy of a large photograph takes gigabytes.
-    image = tf.cond(has_alpha, lambda: _put_on_black(image), lambda: image)
+    start = tf.strings.substr(encoded, 0, 4)
+    has_header = tf.strings.length(encoded) >= _PNG_HEADER
+    # Not `decode_image`: it knows bitmaps too, and takes indices of a palette for grey.
+    image = tf.cond(
+        tf.equal(start, b"\x89PNG") & has_header,
+        lambda: _decode_png(encoded),
+        lambda: tf.cond(
+            tf.equal(start, b"GIF8"),
+            lambda: tf.io.decode_gif(encoded)[0],
+            lambda: tf.io.decode_jpeg(encoded, channels=3),
+        ),
+    )
+    image.set_shape((None, None, 3))
     resized = tf.image.resize(image, (height, width), antialias=True)
-    pixels = tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
-    return tf.broadcast_to(pixels, (height, width, 3))
+    return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
 
 
-def _put_on_black(image: tf.Tensor) -> tf.Tensor:
-    colours = tf.cast(image[..., :-1], tf.float32)
-    alpha = tf.cast(image[..., -1:], tf.float32) / 255.0
-    return tf.cast(tf.round(colours * alpha), tf.uint8)
+def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
+    header = tf.io.decode_raw(tf.strings.substr(encoded, _PNG_HEADER - 2, 2), tf.uint8)
+    depth, colour_type = header[0], header[1]
+    # TensorFlow leaves grey of 1, 2 or 4 bits as it is when asked for an alpha channel.
+    return tf.cond(
+        (depth < 8) & tf.equal(colour_type, 0),
+        lambda: tf.io.decode_png(encoded, channels=3),
+        lambda: _without_alpha(tf.io.decode_png(encoded, channels=4)),
+    )
+
+
+def _without_alpha(image: tf.Tensor) -> tf.Tensor:
+    colours, alpha = image[..., :3], image[..., 3:]
+
+    def on_black() -> tf.Tensor:
+        shares = tf.cast(alpha, tf.float32) / 255.0
+        return tf.cast(tf.round(tf.cast(colours, tf.float32) * shares), tf.uint8)
+
+    # Rare, and the floats of a large photograph take gigabytes.
+    return tf.cond(tf.reduce_min(alpha) < 255, on_black, lambda: colours)

@@ -32,8 +32,8 @@ def build_serving_model(
         # As one batch, so that the model is in the graph once.
         all_logits = model(ops.concatenate(seen, axis=0))
         of_views = ops.reshape(all_logits, (len(seen), -1, all_logits.shape[-1]))
-        weights = [[[view.weight]] for view in VIEWS[views]]
-        logits = ops.sum(of_views * ops.convert_to_tensor(weights, "float32"), axis=0)
+        # No tensor of weights: it would be another input of an ONNX graph.
+        logits = sum(view.weight * of_views[i] for i, view in enumerate(VIEWS[views]))
     # Whatever the policy: a half has two digits for a probability.
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(images, probabilities, name="serving")

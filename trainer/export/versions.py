@@ -35,7 +35,9 @@ def versions_of(root: Path) -> list[int]:
     """Return the finished versions below a folder, oldest first."""
     if not root.is_dir():
         return []
-    return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdecimal())
+    names = [entry.name for entry in root.iterdir()]
+    # Not 007: a version is found by its number again.
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 @contextmanager
