@@ -232,7 +232,7 @@ def test_a_run_without_a_model_says_how_to_go_on(
 
     assert refusal(run) == (
         f"error: {run / 'model.keras'}: the run has no trained model, it is done. "
-        f"Go on with it: trainer train --resume {run}"
+        f"Train it again: trainer train {run / 'config.yaml'}"
     )
 
 

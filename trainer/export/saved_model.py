@@ -55,14 +55,16 @@ def write_saved_model(
         )
         return answer_pixels(images)
 
-    archive = keras.export.ExportArchive()
-    archive.track(serving)
     pixels = tf.TensorSpec((None, height, width, 3), tf.uint8, name="images")
-    archive.add_endpoint(PIXELS, answer_pixels, [pixels])
-    archive.add_endpoint(
-        BYTES, answer_bytes, [tf.TensorSpec((None,), tf.string, name="image_bytes")]
-    )
-    archive.write_out(str(directory), verbose=False)
+    strings = tf.TensorSpec((None,), tf.string, name="image_bytes")
+    # Not Keras' ExportArchive: it writes every variable twice.
+    module = tf.Module()
+    module.weights = [variable.value for variable in serving.variables]
+    signatures = {
+        PIXELS: tf.function(answer_pixels, input_signature=[pixels]),
+        BYTES: tf.function(answer_bytes, input_signature=[strings]),
+    }
+    tf.saved_model.save(module, str(directory), signatures=signatures)
     blank = np.zeros((1, height, width, 3), np.uint8)
     png = tf.io.encode_png(blank[0])
     write_warmup_requests(
