@@ -1,0 +1,166 @@
+"""What rules may look at: the files of a run, read once. NumPy only."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.config import Config, load_config
+from trainer.diagnosis.finding import CannotJudge
+from trainer.errors import RunDirectoryError
+from trainer.gradient_log import GradientLog
+from trainer.run_dir import RunDir, read_history, read_json
+
+# Steps before the first one that counts: an optimizer and normalization find their feet.
+_WARM_UP_STEPS = 10
+# Where the schedule has brought the learning rate below this share of its peak, small steps
+# are what it is for.
+_ACTIVE_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The files of a run, or what there is of them.
+
+    Attributes:
+        log: The gradient log, or None.
+        config: The resolved config, or None for a training that was not ours.
+        history: One row an epoch.
+        data: Content of `data.json`, or None.
+        missing: Why something is not there, by its name.
+    """
+
+    log: GradientLog | None
+    config: Config | None = None
+    history: Sequence[dict[str, float]] = ()
+    data: dict[str, Any] | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, run: RunDir) -> Evidence:
+        """Read a run; what is missing or damaged is noted, and the rest stands."""
+        missing: dict[str, str] = {}
+
+        def attempt(name: str, read: Any) -> Any:
+            try:
+                return read()
+            except RunDirectoryError as error:
+                missing[name] = str(error)
+                return None
+
+        log: GradientLog | None = attempt("log", lambda: GradientLog.read(run.gradients))
+        if log is not None and not len(log.steps):
+            missing["log"] = f"{run.gradients}: no window was recorded yet"
+            log = None
+        elif log is not None and log.problem:
+            missing["the end of the log"] = log.problem
+        return cls(
+            log=log,
+            config=load_config(run.config),
+            history=read_history(run.history),
+            data=attempt("data", lambda: read_json(run.data)),
+            missing=missing,
+        )
+
+    @classmethod
+    def of_log(cls, directory: Path | str) -> Evidence:
+        """Read the gradient log of any training.
+
+        Raises:
+            RunDirectoryError: If there is none.
+        """
+        return cls(log=GradientLog.read(directory))
+
+    @cached_property
+    def gradients(self) -> GradientLog:
+        """The log.
+
+        Raises:
+            CannotJudge: If there is none.
+        """
+        if self.log is None:
+            raise CannotJudge(self.missing.get("log", "no gradients were recorded"))
+        return self.log
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """Indices of the windows that reach past the warm-up.
+
+        Raises:
+            CannotJudge: If there is none.
+        """
+        found = np.flatnonzero(self.gradients.window_steps[:, 1] >= _WARM_UP_STEPS)
+        if not len(found):
+            raise CannotJudge(f"the log ends within the first {_WARM_UP_STEPS} steps")
+        return found
+
+    @cached_property
+    def active_windows(self) -> np.ndarray:
+        """Indices of the windows in which the schedule still asks for real steps."""
+        rates = self.of_windows("learning_rate", self.windows)
+        return self.windows[rates >= _ACTIVE_SHARE * np.max(rates)]
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Classes of the data.
+
+        Raises:
+            CannotJudge: If they are not known.
+        """
+        if self.data is None:
+            raise CannotJudge(self.missing.get("data", "the number of classes is not known"))
+        return len(self.data["class_names"])
+
+    def of_windows(self, column: str, windows: np.ndarray) -> np.ndarray:
+        """Return the median of a column of the steps in each window, finite values only."""
+        steps = self.gradients.steps
+        bounds = np.searchsorted(steps["step"], self.gradients.window_steps + np.array([0, 1]))
+        values = steps[column].astype(np.float64)
+        return np.array([_finite_median(values[slice(*bounds[index])]) for index in windows])
+
+    def kernels(self, name: str, windows: np.ndarray) -> np.ndarray:
+        """Return a window statistic of the kernels, shape (windows, kernels), float64."""
+        table = self.gradients.stat(name)[np.ix_(windows, self.kernel_indices)]
+        return table.astype(np.float64)
+
+    @cached_property
+    def kernel_indices(self) -> np.ndarray:
+        """Indices of the kernels that the loss depends on, first layer first.
+
+        Raises:
+            CannotJudge: If there are fewer than two.
+        """
+        header = self.gradients.header
+        found = np.array([k for k in self.gradients.kernels if header.variables[k].connected])
+        if len(found) < 2:
+            raise CannotJudge("the model has fewer than two kernels to compare")
+        return found
+
+    @cached_property
+    def kernel_paths(self) -> tuple[str, ...]:
+        """Paths of the kernels."""
+        paths = self.gradients.header.paths
+        return tuple(paths[index] for index in self.kernel_indices)
+
+    def steps_of(self, windows: np.ndarray) -> tuple[int, int]:
+        """Return the first and the last step of some windows."""
+        bounds = self.gradients.window_steps[windows]
+        return int(bounds[:, 0].min()), int(bounds[:, 1].max())
+
+
+def nan_median(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Return the median without NaN; NaN where there is nothing else, and no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmedian(values, axis=axis))
+
+
+def _finite_median(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else float("nan")

@@ -1,0 +1,140 @@
+"""Run all rules over the evidence, and say what came of it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.config import Config
+from trainer.diagnosis import activation_rules, loss_rules, signal_rules, step_rules  # noqa: F401
+from trainer.diagnosis.evidence import Evidence
+from trainer.diagnosis.finding import SEVERITIES, CannotJudge, Finding, Remedy
+from trainer.diagnosis.registry import RULES
+
+_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What all rules together say.
+
+    Attributes:
+        findings: The gravest first, and causes before what they cause.
+        not_judged: Why a rule could not run, by its id.
+        num_rules: That did run.
+        missing: Why some evidence is not there, by its name.
+    """
+
+    findings: tuple[Finding, ...]
+    not_judged: dict[str, str]
+    num_rules: int
+    missing: dict[str, str]
+
+    @property
+    def exit_code(self) -> int:
+        """0 healthy, 1 with a finding of severity error, 2 if no rule could run."""
+        if not self.num_rules:
+            return 2
+        return int(any(finding.severity == "error" for finding in self.findings))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for programs; remedies have their `options` too."""
+        findings = [
+            {
+                **asdict(finding),
+                "remedies": [{**asdict(r), "options": r.options} for r in finding.remedies],
+            }
+            for finding in self.findings
+        ]
+        return {
+            "verdict": ("healthy", "unhealthy", "could not judge")[self.exit_code],
+            "findings": findings,
+            "rules_run": self.num_rules,
+            "not_judged": self.not_judged,
+            "missing": self.missing,
+        }
+
+
+def diagnose(evidence: Evidence) -> Diagnosis:
+    """Ask every rule."""
+    findings: list[Finding] = []
+    not_judged: dict[str, str] = {}
+    for each in RULES.values():
+        try:
+            findings += each.check(evidence)
+        except CannotJudge as reason:
+            not_judged[each.id] = str(reason)
+    findings.sort(key=lambda f: (SEVERITIES.index(f.severity), RULES[f.rule].rank))
+    return Diagnosis(
+        tuple(_with_possible_remedies(finding, evidence.config) for finding in findings),
+        not_judged,
+        len(RULES) - len(not_judged),
+        evidence.missing,
+    )
+
+
+def _with_possible_remedies(finding: Finding, config: Config | None) -> Finding:
+    """Leave out what changes nothing in this config, or does not fit it."""
+    if config is None:
+        return finding
+    kept = tuple(remedy for remedy in finding.remedies if _changes(config, remedy))
+    return replace(finding, remedies=kept)
+
+
+def _changes(config: Config, remedy: Remedy) -> bool:
+    values = config.model_dump(mode="json")
+    for key, value in remedy.patch.items():
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    try:
+        return Config.model_validate(values) != config
+    except ValidationError:
+        return False
+
+
+def format_diagnosis(diagnosis: Diagnosis) -> str:
+    """Return the diagnosis for people, within 80 columns."""
+    lines = []
+    for finding in diagnosis.findings:
+        lines += [*_paragraph(f"{finding.severity.upper()} {finding.rule}: {finding.message}.", "")]
+        lines += _paragraph(_evidence_line(finding), "  ")
+        lines += [f"  try {remedy.options}\n      ({remedy.why})" for remedy in finding.remedies]
+        lines.append("")
+    if not diagnosis.findings:
+        lines += ["healthy: no rule found anything", ""]
+    lines += _paragraph(f"{diagnosis.num_rules} rules ran.", "")
+    for name, reason in {**diagnosis.not_judged, **diagnosis.missing}.items():
+        lines += _paragraph(f"not judged: {name} ({reason})", "")
+    return "\n".join(lines)
+
+
+def _evidence_line(finding: Finding) -> str:
+    numbers = ", ".join(
+        f"{name} {value:.3g} (bound {finding.thresholds[name]:.3g})"
+        if name in finding.thresholds
+        else f"{name} {value:.3g}"
+        for name, value in finding.numbers.items()
+    )
+    first, last = finding.steps
+    text = f"steps {first:,} to {last:,}, {finding.windows_fired} of {finding.windows_seen} windows"
+    return f"{text}: {numbers}{_layers(finding.layers)}"
+
+
+def _layers(names: Sequence[str], most: int = 4) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"; {', '.join(names[:most])}{more}"
+
+
+def _paragraph(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
+    )

@@ -1,0 +1,206 @@
+"""What the loss does: no learning, divergence, overfitting, evaluation that falls behind."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from trainer.diagnosis.evidence import Evidence
+from trainer.diagnosis.finding import CannotJudge, Finding, Remedy
+from trainer.diagnosis.registry import rule
+
+_FEWEST_STEPS = 100
+
+
+@rule("diverging", rank=15)
+def diverging(evidence: Evidence) -> list[Finding]:
+    """A loss that rises and stays up.
+
+    Formula: median loss of the last fifth of the windows over the smallest median loss of
+    a window.
+    Threshold: 1.5, and a rise of at least 0.1 * ln(classes) (0.2 where those are not known).
+    Source: trainproof, end over minimum 1.5; TheDeepChecker, twice the minimum.
+    Wrong when: the task gets harder on the way (curriculum, larger crops).
+    """
+    losses, windows = _losses(evidence)
+    late = float(np.median(losses[-max(1, len(losses) // 5) :]))
+    best = float(losses.min())
+    rise = 0.1 * math.log(evidence.num_classes) if evidence.data is not None else 0.2
+    if late <= 1.5 * best or late - best < rise:
+        return []
+    start = windows[int(losses.argmin())]
+    return [
+        Finding(
+            "diverging",
+            "error",
+            f"the loss has risen from {best:.3g} to {late:.3g}",
+            (),
+            (int(evidence.gradients.window_steps[start, 1]), evidence.steps_of(windows)[1]),
+            {"end_over_best": late / best if best else math.inf},
+            {"end_over_best": 1.5},
+            int(np.sum(losses > 1.5 * best)),
+            len(losses),
+            (
+                _rate(evidence, 0.1),
+                Remedy("starts with small steps", {"schedule.warmup_epochs": 1}),
+                Remedy("bounds the whole gradient", {"optimizer.global_clipnorm": 1.0}),
+            ),
+        )
+    ]
+
+
+@rule("no_learning", rank=60)
+def no_learning(evidence: Evidence) -> list[Finding]:
+    """A loss that hardly falls.
+
+    Formula: smallest median loss of a window over that of the first window, and the
+    training accuracy of the last epoch over chance.
+    Threshold: above 0.95, and below 1.5 times chance, over at least 100 steps.
+    Source: trainproof and TheDeepChecker, an improvement below 5 %.
+    Wrong when: the training goes on from a trained model.
+    """
+    losses, windows = _losses(evidence)
+    fall = float(losses.min() / losses[0])
+    if fall <= 0.95:
+        return []
+    if evidence.history and "accuracy" in evidence.history[-1]:
+        accuracy = max(row.get("accuracy", 0.0) for row in evidence.history)
+        if accuracy >= 1.5 / evidence.num_classes:
+            return []
+    return [
+        Finding(
+            "no_learning",
+            "error",
+            f"the loss does not fall: {losses[0]:.4g} in the first window, at best "
+            f"{losses.min():.4g} later",
+            (),
+            evidence.steps_of(windows),
+            {"best_over_first": fall},
+            {"best_over_first": 0.95},
+            len(losses),
+            len(losses),
+            (_rate(evidence, 0.1), _rate(evidence, 10.0)),
+        )
+    ]
+
+
+@rule("overfitting", rank=70)
+def overfitting(evidence: Evidence) -> list[Finding]:
+    """Validation that gets worse while training gets better.
+
+    Formula: median validation loss of the last three epochs over the best one; training
+    less validation accuracy, the same way.
+    Threshold: 1.2 and 0.1.
+    Source: trainproof, 1.2 after four epochs; SageMaker Debugger, a gap of a tenth.
+    Wrong when: augmentation or label smoothing make the training set the harder one, which
+    hides it; few validation images, which make it noisy.
+    """
+    rows = _validated(evidence, at_least=5)
+    losses = np.array([row["val_loss"] for row in rows])
+    late = float(np.median(losses[-3:]))
+    gap = float(np.median([row["accuracy"] - row["val_accuracy"] for row in rows[-3:]]))
+    if late <= 1.2 * losses.min() or gap <= 0.1 or not rows[-1]["loss"] < rows[0]["loss"]:
+        return []
+    best = rows[int(losses.argmin())]
+    return [
+        Finding(
+            "overfitting",
+            "warning",
+            f"the validation loss was {losses.min():.3g} in epoch {best['epoch'] + 1:.0f} and is "
+            f"{late:.3g} now; training is {gap:.1%} ahead in accuracy",
+            (),
+            (int(best.get("step", 0)), int(rows[-1].get("step", 0))),
+            {"end_over_best": late / float(losses.min()), "gap": gap},
+            {"end_over_best": 1.2, "gap": 0.1},
+            int(np.sum(losses > 1.2 * losses.min())),
+            len(losses),
+            (
+                Remedy(
+                    "pulls the kernels to zero", {"model.block.kernel_regularizer": {"l2": 5e-4}}
+                ),
+                Remedy("shows other images", {"data.augment": ["horizontal_flip", "random_shift"]}),
+                Remedy("drops channels", {"model.block.spatial_dropout": 0.1}),
+            ),
+        )
+    ]
+
+
+@rule("evaluation_mode", rank=65)
+def evaluation_mode(evidence: Evidence) -> list[Finding]:
+    """A model that does worse when it is evaluated than overfitting explains.
+
+    Formula: validation accuracy over training accuracy, and validation loss over training
+    loss, medians over the last three epochs, of a model with batch normalization.
+    Threshold: below 0.5 and above 2, with a training accuracy below 0.9: moving statistics
+    that lag behind, or batches too small to estimate them.
+    Source: TheDeepChecker, 50 % between the two modes; Ioffe 2017 for small batches.
+    Wrong when: training and validation images are not of one kind.
+    """
+    if evidence.config is None:
+        raise CannotJudge("the kind of normalization is not known without a config")
+    if evidence.config.model.block.normalization.kind != "batch":
+        return []
+    rows = _validated(evidence, at_least=2)[-3:]
+    accuracy = float(np.median([row["val_accuracy"] / max(row["accuracy"], 1e-9) for row in rows]))
+    loss = float(np.median([row["val_loss"] / max(row["loss"], 1e-9) for row in rows]))
+    if accuracy >= 0.5 or loss <= 2 or np.median([row["accuracy"] for row in rows]) >= 0.9:
+        return []
+    return [
+        Finding(
+            "evaluation_mode",
+            "warning",
+            f"evaluated, the model reaches {accuracy:.0%} of its training accuracy at {loss:.1f} "
+            "times the loss: its moving statistics are not those of the batches",
+            (),
+            (int(rows[0].get("step", 0)), int(rows[-1].get("step", 0))),
+            {"accuracy_share": accuracy, "loss_ratio": loss},
+            {"accuracy_share": 0.5, "loss_ratio": 2.0},
+            len(rows),
+            len(rows),
+            (
+                Remedy(
+                    "lets the moving statistics follow",
+                    {"model.block.normalization": {"batch": {"momentum": 0.9}}},
+                ),
+                Remedy("needs no batch", {"model.block.normalization": "group"}),
+                Remedy("estimates them from more images", {"fit.batch_size": 128}),
+            ),
+        )
+    ]
+
+
+def _losses(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
+    """Return the median loss of each window that has one, and the windows."""
+    log = evidence.gradients
+    if not log.header.has_loss:
+        raise CannotJudge("the train step does not tell its loss")
+    if len(log.steps) < _FEWEST_STEPS or len(log.window_steps) < 3:
+        raise CannotJudge(
+            f"fewer than {_FEWEST_STEPS} steps or three windows were recorded "
+            f"({len(log.steps)} and {len(log.window_steps)})"
+        )
+    windows = np.arange(len(log.window_steps))
+    losses = evidence.of_windows("loss", windows)
+    known = np.isfinite(losses)
+    if known.sum() < 3:
+        raise CannotJudge("fewer than three windows have a finite loss")
+    return losses[known], windows[known]
+
+
+def _validated(evidence: Evidence, at_least: int) -> list[dict[str, float]]:
+    wanted = ("val_loss", "val_accuracy", "loss", "accuracy")
+    rows = [
+        row for row in evidence.history if all(math.isfinite(row.get(k, math.nan)) for k in wanted)
+    ]
+    if len(rows) < at_least:
+        raise CannotJudge(f"{len(rows)} epochs were validated, and {at_least} are needed")
+    return rows
+
+
+def _rate(evidence: Evidence, factor: float) -> Remedy:
+    peak = float(np.max(evidence.gradients.steps["learning_rate"]))
+    return Remedy(
+        f"takes {'smaller' if factor < 1 else 'larger'} steps",
+        {"optimizer.learning_rate": float(f"{peak * factor:.2g}")},
+    )
