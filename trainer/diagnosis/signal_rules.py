@@ -171,7 +171,10 @@ def exploding(evidence: Evidence) -> list[Finding]:
     the median of the 50 finite steps before.
     Threshold: r > 70 in 60 % of the windows; or s > 0.05.
     Source: AUTOTRAINER, 70; trainproof, spikes of ten times the median.
-    Wrong when: the head's gradient is tiny because the training has converged.
+    Wrong when: the head's gradient is tiny because the training has converged. Silent where
+    inputs shrink with depth as fast as gradients grow towards the first layer, so that all
+    kernels have alike gradients: a plain stack without normalization, which
+    `initialization` sees by its outputs.
     """
     windows = evidence.windows
     norms = evidence.kernels("raw_norm/median", windows)
