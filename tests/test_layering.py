@@ -28,7 +28,7 @@ FLOORS = (
         "quiet",
     },
     {"layers", "activation_stats", "activation_hook"},
-    {"window_buffer"},
+    {"window_buffer", "dead_units"},
     {"gradient_hook"},
     {"models", "model_summary", "optimizers", "callbacks", "checkpoint"},
     {"fitting", "evaluate", "doctor_checks"},

@@ -3,8 +3,8 @@
 `ActivationHook` wraps, on the instances alone, the model's `train_step` and the `call`
 of the chosen layers while the model trains. The wrapped methods return what they
 always do; on the way a layer's output is noted for whoever asks in the same step. What
-is called outside of `train_step` (validation, prediction, a file being saved) is not
-noted.
+is called outside of `train_step` and of `noting` (validation, prediction, a file being
+saved) is not noted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -123,9 +124,15 @@ class ActivationHook:
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's own train step, and note outputs while it runs."""
+        with self.noting():
+            return self._train_step(*args, **kwargs)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note outputs in this thread until the block ends."""
         self._of_replica.outputs = [[] for _ in self.layers]
         try:
-            return self._train_step(*args, **kwargs)
+            yield
         finally:
             del self._of_replica.outputs
 

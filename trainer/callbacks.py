@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from trainer.activation_hook import ActivationHook, activation_layers
+from trainer.dead_units import DeadUnitProbe
 from trainer.errors import NonFiniteError
 from trainer.gradient_hook import StepHook, clipping_of
 from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, first_to_last_ratio
 from trainer.recorded_steps import ACTIVATIONS, RecordedSteps
-from trainer.window_buffer import WindowBuffer
+from trainer.window_buffer import WindowBuffer, describe
 
 
 class GradientRecorder(keras.callbacks.Callback):
@@ -54,6 +56,9 @@ class GradientRecorder(keras.callbacks.Callback):
         activation_images: Look at the first so many images of each replica's share of
             the batch; None is all, as it is where XLA compiles the step. In a step that
             is not finite, non-finite values are counted over all images.
+        probe: Inputs of the model, some dozen images along the first axis: at the end of
+            each window the units that are zero for all of them are counted, in a pass of
+            their own without training. None is no such pass.
         on_error: `"warn"` says once that a loss or a gradient is not finite;
             `"stop"` raises `NonFiniteError` at the end of that window.
         first_step: Number of the first step, when a training is resumed: the log in
@@ -73,6 +78,7 @@ class GradientRecorder(keras.callbacks.Callback):
         activations_every_steps: int = 10,
         activation_layers: Sequence[str] | None = None,
         activation_images: int | None = 16,
+        probe: Any = None,
         on_error: Literal["warn", "stop"] = "warn",
         first_step: int = 0,
         warn: Callable[[str], None] | None = None,
@@ -85,6 +91,7 @@ class GradientRecorder(keras.callbacks.Callback):
         self.activations_every_steps = activations_every_steps
         self.activation_layers = activation_layers
         self.activation_images = activation_images
+        self.probe = probe
         self.on_error = on_error
         self.first_step = first_step
         self.health = float("nan")
@@ -94,6 +101,7 @@ class GradientRecorder(keras.callbacks.Callback):
         self._hook: StepHook | None = None
         self._buffer: WindowBuffer | None = None
         self._activations: ActivationHook | None = None
+        self._probe: DeadUnitProbe | None = None
         self._writer: GradientLogWriter | None = None
         self._epoch_norms: list[np.ndarray] = []
 
@@ -136,6 +144,9 @@ class GradientRecorder(keras.callbacks.Callback):
             model.optimizer, self._buffer, self._activations, self._images_looked_at()
         )
         self._hook.install()
+        self._probe = None
+        if self.probe is not None and self._activations is not None:
+            self._probe = DeadUnitProbe(model, self._activations, self.probe)
         model.make_train_function(force=True)
 
     def _make_activation_hook(self) -> ActivationHook | None:
@@ -177,6 +188,8 @@ class GradientRecorder(keras.callbacks.Callback):
         window = self._buffer.read()
         if not len(window):
             return
+        if self._probe is not None:
+            window = replace(window, dead_fraction=self._probe.dead_fraction())
         if self._writer is None:
             self._header = LogHeader(
                 variables=self._buffer.variables,
@@ -189,6 +202,12 @@ class GradientRecorder(keras.callbacks.Callback):
                 activations=() if self._activations is None else self._activations.paths,
                 activations_every_steps=self.activations_every_steps,
                 activation_images=self._images_looked_at(),
+                probe_images=0 if self._probe is None else self._probe.num_images,
+                frozen=tuple(
+                    describe(variable)
+                    for variable in self.model.non_trainable_variables
+                    if len(variable.shape) > 1
+                ),
             )
             self._writer = GradientLogWriter(self.directory, self._header, self.first_step)
         self._writer.append(window)
@@ -208,6 +227,7 @@ class GradientRecorder(keras.callbacks.Callback):
     def _uninstall(self) -> None:
         self._buffer = None
         self._activations = None
+        self._probe = None
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

@@ -119,6 +119,9 @@ class Fitting:
             every_steps=gradients.every_steps,
             moments_every_steps=gradients.moments_every_steps,
             activations_every_steps=gradients.activations_every_steps,
+            probe=self.data.train.images[: gradients.probe_images]
+            if gradients.probe_images
+            else None,
             on_error=gradients.on_error,
             first_step=first_step,
             warn=say,

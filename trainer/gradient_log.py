@@ -19,6 +19,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,17 @@ import numpy as np
 
 from trainer.errors import RunDirectoryError
 from trainer.recorded_steps import STEP_DTYPE, WINDOW_ACTIVATIONS, WINDOW_STATS, RecordedSteps
-from trainer.run_dir import write_text
+from trainer.run_dir import write_atomically, write_text
 
-FORMAT_VERSION = 2
-# Format 1 knows no activations; its frames are frames of format 2 without their table.
-_READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+# Format 1 knows no activations: its frames are frames of format 2 without their table.
+# Format 2 knows no noise of replicas and no dead units: its rows and tables are shorter.
+_OLD_STEP_DTYPE = np.dtype([(name, STEP_DTYPE[name]) for name in (STEP_DTYPE.names or ())[:-1]])
+_LAYOUTS = {
+    1: (_OLD_STEP_DTYPE, len(WINDOW_ACTIVATIONS) - 1),
+    2: (_OLD_STEP_DTYPE, len(WINDOW_ACTIVATIONS) - 1),
+    3: (STEP_DTYPE, len(WINDOW_ACTIVATIONS)),
+}
 VARIABLES_FILE = "variables.json"
 WINDOWS_FILE = "windows.bin"
 
@@ -47,11 +54,15 @@ class VariableInfo:
         shape: Of the weight.
         connected: False where the loss does not depend on the variable; its raw
             gradient is recorded as zero.
+        l1: Of its regularizer, `l1 * sum(|w|) + l2 * sum(w^2)`.
+        l2: The same.
     """
 
     path: str
     shape: tuple[int, ...]
     connected: bool = True
+    l1: float = 0.0
+    l2: float = 0.0
 
     @property
     def is_kernel(self) -> bool:
@@ -76,6 +87,8 @@ class LogHeader:
         activations_every_steps: Activations of every n-th recorded step; 0 is never.
         activation_images: Activations are those of so many images of each replica's
             share of the batch; None is the whole batch.
+        probe_images: Images that dead units are looked for in at the end of each window.
+        frozen: Kernels of the model that are not trained.
     """
 
     variables: tuple[VariableInfo, ...]
@@ -88,6 +101,8 @@ class LogHeader:
     activations: tuple[str, ...] = ()
     activations_every_steps: int = 0
     activation_images: int | None = None
+    probe_images: int = 0
+    frozen: tuple[VariableInfo, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -110,7 +125,8 @@ class GradientLogWriter:
         directory.mkdir(parents=True, exist_ok=True)
         keep = 0
         if resume_at and self._path.exists():
-            for frame in _read_frames(self._path.read_bytes(), header):
+            _renew_format(directory)
+            for frame in _read_frames(self._path.read_bytes(), header, FORMAT_VERSION):
                 if frame.problem or frame.steps["step"][-1] >= resume_at:
                     break
                 keep = frame.end
@@ -123,11 +139,7 @@ class GradientLogWriter:
         """Write one window; nothing is written for an empty one."""
         if not len(window):
             return
-        payload = window.steps.astype(STEP_DTYPE).tobytes() + window.summarize().tobytes()
-        activations = window.summarize_activations()
-        if activations is not None:
-            payload += activations.tobytes()
-        frame = _FRAME.pack(_MAGIC, len(window), len(payload), zlib.crc32(payload)) + payload
+        frame = _encode(window.steps, window.summarize(), window.summarize_activations())
         # One write and no open handle in between: a kill leaves at most one torn frame.
         with open(self._path, "ab") as file:
             file.write(frame)
@@ -162,12 +174,12 @@ class GradientLog:
             RunDirectoryError: If there is no log, or its header is damaged.
         """
         directory = Path(directory)
-        header = _read_header(directory / VARIABLES_FILE)
+        header, version = _read_header(directory / VARIABLES_FILE)
         windows_path = directory / WINDOWS_FILE
         data = windows_path.read_bytes() if windows_path.exists() else b""
         frames: list[_Frame] = []
         problem = None
-        for frame in _read_frames(data, header):
+        for frame in _read_frames(data, header, version):
             if frame.problem:
                 problem = f"{windows_path}: {frame.problem}"
                 break
@@ -248,22 +260,47 @@ class _Frame:
     problem: str | None = None
 
 
-def _read_header(path: Path) -> LogHeader:
+def _encode(steps: np.ndarray, table: np.ndarray, activations: np.ndarray | None) -> bytes:
+    payload = steps.astype(STEP_DTYPE).tobytes() + table.tobytes()
+    if activations is not None:
+        payload += activations.tobytes()
+    return _FRAME.pack(_MAGIC, len(steps), len(payload), zlib.crc32(payload)) + payload
+
+
+def _renew_format(directory: Path) -> None:
+    """Write the sound frames of an older log in the current format."""
+    header, version = _read_header(directory / VARIABLES_FILE)
+    if version == FORMAT_VERSION:
+        return
+    path = directory / WINDOWS_FILE
+    frames = _read_frames(path.read_bytes(), header, version)
+    data = b"".join(
+        _encode(frame.steps, frame.table, frame.activation_table)
+        for frame in frames
+        if not frame.problem
+    )
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def _read_header(path: Path) -> tuple[LogHeader, int]:
+    """Return the header, and the version of the format that the log has."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = values.pop("format_version")
-        variables = tuple(
-            VariableInfo(v["path"], tuple(v["shape"]), v["connected"])
-            for v in values.pop("variables")
-        )
-        if version not in _READABLE_VERSIONS:
+        if version not in _LAYOUTS:
             raise RunDirectoryError(
                 f"{path}: this version reads gradient logs of format "
-                f"{' and '.join(map(str, _READABLE_VERSIONS))}. "
-                f"Received: format_version={version}"
+                f"{', '.join(map(str, _LAYOUTS))}. Received: format_version={version}"
             )
-        activations = tuple(values.pop("activations", ()))
-        return LogHeader(variables=variables, activations=activations, **values)
+        for name, described in (
+            ("variables", values.pop("variables")),
+            ("frozen", values.pop("frozen", ())),
+        ):
+            values[name] = tuple(
+                VariableInfo(**{**v, "shape": tuple(v["shape"])}) for v in described
+            )
+        values["activations"] = tuple(values.get("activations", ()))
+        return LogHeader(**values), version
     except FileNotFoundError:
         raise RunDirectoryError(
             f"{path.parent}: no gradient log here (no {path.name}). Was the run made with "
@@ -277,12 +314,14 @@ def _no_table(stats: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
     return np.full((len(stats), len(names)), np.nan, np.float32)
 
 
-def _read_frames(data: bytes, header: LogHeader) -> Iterator[_Frame]:
+def _read_frames(data: bytes, header: LogHeader, version: int) -> Iterator[_Frame]:
     """Yield sound frames, then at most one that says what is wrong."""
+    step_dtype, num_activation_rows = _LAYOUTS[version]
     no_table = _no_table(WINDOW_STATS, header.paths)
     no_activations = _no_table(WINDOW_ACTIVATIONS, header.activations)
+    activation_shape = (num_activation_rows, len(header.activations))
     # With the second table or without it.
-    table_bytes = (no_table.nbytes, no_table.nbytes + no_activations.nbytes)
+    table_bytes = (no_table.nbytes, no_table.nbytes + 4 * prod(activation_shape))
     position = 0
     while position < len(data):
         remaining = len(data) - position
@@ -292,7 +331,7 @@ def _read_frames(data: bytes, header: LogHeader) -> Iterator[_Frame]:
             problem = f"the last {remaining} bytes are an incomplete window"
         else:
             magic, num_steps, size, checksum = _FRAME.unpack_from(data, position)
-            if magic != _MAGIC or size - num_steps * STEP_DTYPE.itemsize not in table_bytes:
+            if magic != _MAGIC or size - num_steps * step_dtype.itemsize not in table_bytes:
                 problem = f"no window begins at byte {position}; the {remaining} bytes are left out"
             elif remaining < _FRAME.size + size:
                 problem = f"the last {remaining} bytes are an incomplete window"
@@ -303,13 +342,23 @@ def _read_frames(data: bytes, header: LogHeader) -> Iterator[_Frame]:
         if problem is not None:
             yield _Frame(position, np.empty(0, STEP_DTYPE), no_table, no_activations, problem)
             return
-        steps = np.frombuffer(payload, STEP_DTYPE, num_steps)
+        steps = np.frombuffer(payload, step_dtype, num_steps)
         values = np.frombuffer(payload, "<f4", offset=steps.nbytes)
-        table, activations = values[: no_table.size], values[no_table.size :]
+        activation_table = no_activations
+        if len(values) > no_table.size:
+            activation_table = no_activations.copy()
+            found = values[no_table.size :].reshape(activation_shape)
+            activation_table[:num_activation_rows] = found
         position = start + size
-        yield _Frame(
-            position,
-            steps,
-            table.reshape(no_table.shape),
-            activations.reshape(no_activations.shape) if len(activations) else no_activations,
-        )
+        table = values[: no_table.size].reshape(no_table.shape)
+        yield _Frame(position, _with_all_columns(steps), table, activation_table)
+
+
+def _with_all_columns(steps: np.ndarray) -> np.ndarray:
+    if steps.dtype == STEP_DTYPE:
+        return steps
+    full = np.zeros(len(steps), STEP_DTYPE)
+    full["replica_norm"] = np.nan
+    for name in steps.dtype.names or ():
+        full[name] = steps[name]
+    return full

@@ -307,6 +307,9 @@ class GradientsConfig(Section):
     """Record mean, standard deviation, largest magnitude, zeros, saturated and non-finite
     values of each block's output at every n-th recorded step; 0 is never. A step with a
     non-finite loss or gradient is always recorded, unless it is 0."""
+    probe_images: NonNegativeInt = 64
+    """Training images that pass once a window to find units that are zero for all of them;
+    0 is none."""
     window_steps: PositiveInt = 50
     """Recorded steps between two visits of the host, and one window of the log."""
     on_error: Literal["warn", "stop"] = "warn"

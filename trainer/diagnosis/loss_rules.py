@@ -1,4 +1,4 @@
-"""What the loss does: no learning, divergence, overfitting, evaluation that falls behind."""
+"""What the loss does: divergence, plateau, oscillation, overfitting, evaluation that lags."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy
 from trainer.diagnosis.registry import rule
+from trainer.diagnosis.remedies import scaled_rate
 
 _FEWEST_STEPS = 100
 
@@ -42,7 +43,7 @@ def diverging(evidence: Evidence) -> list[Finding]:
             int(np.sum(losses > 1.5 * best)),
             len(losses),
             (
-                _rate(evidence, 0.1),
+                scaled_rate(evidence, 0.1),
                 Remedy("starts with small steps", {"schedule.warmup_epochs": 1}),
                 Remedy("bounds the whole gradient", {"optimizer.global_clipnorm": 1.0}),
             ),
@@ -50,27 +51,31 @@ def diverging(evidence: Evidence) -> list[Finding]:
     ]
 
 
-@rule("no_learning", rank=60)
-def no_learning(evidence: Evidence) -> list[Finding]:
-    """A loss that hardly falls.
+@rule("plateau", rank=60)
+def plateau(evidence: Evidence) -> list[Finding]:
+    """A loss that hardly falls, from the start or from some step on.
 
-    Formula: smallest median loss of a window over that of the first window, and the
-    training accuracy of the last epoch over chance.
-    Threshold: above 0.95, and below 1.5 times chance, over at least 100 steps.
+    Formula: from the start: smallest median loss of a window over that of the first window,
+    and the training accuracy of the best epoch over chance. Later: smallest loss of the
+    last half of the windows over the smallest before them, while it is over half of the
+    first and the schedule has not brought the learning rate below a tenth of its peak.
+    Threshold: above 0.95, and below 1.5 times chance, over at least 100 steps: an error.
+    Later: above 0.99, over at least 20 windows: a warning.
     Source: trainproof and TheDeepChecker, an improvement below 5 %.
-    Wrong when: the training goes on from a trained model.
+    Wrong when: the training goes on from a trained model, or the classes overlap so much
+    that half of the first loss is the best there is.
     """
     losses, windows = _losses(evidence)
     fall = float(losses.min() / losses[0])
     if fall <= 0.95:
-        return []
+        return _late_plateau(evidence, losses, windows)
     if evidence.history and "accuracy" in evidence.history[-1]:
         accuracy = max(row.get("accuracy", 0.0) for row in evidence.history)
         if accuracy >= 1.5 / evidence.num_classes:
             return []
     return [
         Finding(
-            "no_learning",
+            "plateau",
             "error",
             f"the loss does not fall: {losses[0]:.4g} in the first window, at best "
             f"{losses.min():.4g} later",
@@ -80,7 +85,74 @@ def no_learning(evidence: Evidence) -> list[Finding]:
             {"best_over_first": 0.95},
             len(losses),
             len(losses),
-            (_rate(evidence, 0.1), _rate(evidence, 10.0)),
+            (scaled_rate(evidence, 0.1), scaled_rate(evidence, 10.0)),
+        )
+    ]
+
+
+def _late_plateau(evidence: Evidence, losses: np.ndarray, windows: np.ndarray) -> list[Finding]:
+    is_active = np.isin(windows, evidence.active_windows)
+    half = len(losses) // 2
+    later, before = losses[half:].min(), losses[:half].min()
+    if len(losses) < 20 or not is_active[half:].all():
+        return []
+    if later <= 0.99 * before or later <= 0.5 * losses[0]:
+        return []
+    return [
+        Finding(
+            "plateau",
+            "warning",
+            f"the loss stands still: {before:.4g} was the best of the first half of the windows, "
+            f"{later:.4g} is that of the second",
+            (),
+            evidence.steps_of(windows[half:]),
+            {"later_over_before": float(later / before)},
+            {"later_over_before": 0.99},
+            len(losses) - half,
+            len(losses),
+            (
+                scaled_rate(evidence, 0.3),
+                Remedy("ends with small steps", {"schedule.kind": "cosine"}),
+            ),
+        )
+    ]
+
+
+@rule("oscillation", rank=61)
+def oscillation(evidence: Evidence) -> list[Finding]:
+    """A loss that swings up and down.
+
+    Formula: share of the windows whose median loss is above, or below, that of both
+    neighbours by more than a fifth of the median loss of all windows.
+    Threshold: 0.2, over at least 8 windows.
+    Source: AUTOTRAINER counts an epoch as oscillating by the local maximum and minimum of
+    its accuracy, and fires from a fifth of the epochs on.
+    Wrong when: windows are so short that they show the noise of single batches, or the
+    loss is so near 0 that noise is most of it.
+    """
+    losses, windows = _losses(evidence)
+    if len(losses) < 8:
+        raise CannotJudge(f"{len(losses)} windows have a finite loss, and 8 are needed")
+    rises = np.diff(losses)
+    turns = (rises[:-1] * rises[1:] < 0) & (
+        np.minimum(np.abs(rises[:-1]), np.abs(rises[1:])) > 0.2 * np.median(losses)
+    )
+    share = float(np.mean(turns))
+    if share < 0.2 or np.median(losses) < 0.05:
+        return []
+    return [
+        Finding(
+            "oscillation",
+            "warning",
+            f"the loss swings: {share:.0%} of the windows are a fifth above or below both of "
+            "their neighbours",
+            (),
+            evidence.steps_of(windows[1:-1][turns]),
+            {"swinging_share": share},
+            {"swinging_share": 0.2},
+            int(turns.sum()),
+            len(losses),
+            (scaled_rate(evidence, 0.3), Remedy("forgets sooner", {"optimizer.momentum": 0.9})),
         )
     ]
 
@@ -196,11 +268,3 @@ def _validated(evidence: Evidence, at_least: int) -> list[dict[str, float]]:
     if len(rows) < at_least:
         raise CannotJudge(f"{len(rows)} epochs were validated, and {at_least} are needed")
     return rows
-
-
-def _rate(evidence: Evidence, factor: float) -> Remedy:
-    peak = float(np.max(evidence.gradients.steps["learning_rate"]))
-    return Remedy(
-        f"takes {'smaller' if factor < 1 else 'larger'} steps",
-        {"optimizer.learning_rate": float(f"{peak * factor:.2g}")},
-    )
