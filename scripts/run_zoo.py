@@ -11,9 +11,11 @@ at a time, one thread each. The table goes to `configs/zoo/results.md`.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -83,7 +85,11 @@ def run(task: tuple[Path, int, Path | None]) -> Outcome:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
             folder = keep / f"{path.stem}-{seed}"
-        if not folder.exists() or not any(folder.iterdir()):
+        ends = ("done", "failed")
+        if not any(
+            json.loads(each.read_text())["state"] in ends for each in folder.glob("*/status.json")
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
             # A run that stops on what it is sick of has its log all the same.
             with suppress(TrainerError):
                 train(load_config(path, [f"seed={seed}"]), runs_dir=folder, command=["run_zoo"])

@@ -22,6 +22,7 @@ from trainer.gradient_log import (
     VariableInfo,
     first_to_last_ratio,
 )
+from trainer.log_frames import LogWindow
 from trainer.recorded_steps import (
     ACTIVATIONS,
     MOMENTS,
@@ -68,7 +69,7 @@ def write_log(directory: Path, windows: int = 3) -> list[RecordedSteps]:
     writer = GradientLogWriter(directory, HEADER)
     written = [make_window(4 * index) for index in range(windows)]
     for window in written:
-        writer.append(window)
+        writer.append(LogWindow.of(window))
     return written
 
 
@@ -148,14 +149,6 @@ def test_a_window_without_full_steps_has_no_moments() -> None:
     assert np.isfinite(summary["raw_norm/median"]).all()
 
 
-def test_an_empty_window_writes_nothing(tmp_path: Path) -> None:
-    write_log(tmp_path, 1)
-    size = (tmp_path / WINDOWS_FILE).stat().st_size
-    writer = GradientLogWriter(tmp_path, HEADER, resume_at=4)
-    writer.append(make_window(4, 0))
-    assert (tmp_path / WINDOWS_FILE).stat().st_size == size
-
-
 def test_an_unknown_statistic_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     write_log(tmp_path)
     with pytest.raises(KeyError, match=r"no statistic 'norm'; there are raw_norm/min, "):
@@ -185,7 +178,7 @@ def test_a_window_without_activations_is_nan_and_smaller(tmp_path: Path) -> None
         if index == 1:
             window.activations[:] = np.nan
             window = replace(window, dead_fraction=None)
-        writer.append(window)
+        writer.append(LogWindow.of(window))
         sizes.append((tmp_path / WINDOWS_FILE).stat().st_size)
     first, second, third = np.diff(sizes)
     assert first == third == second + 4 * len(WINDOW_ACTIVATIONS) * 2
@@ -285,7 +278,7 @@ def test_a_run_of_an_old_format_goes_on_in_the_new_one_and_keeps_its_windows(
     tmp_path: Path, version: int
 ) -> None:
     windows = write_old(tmp_path, version)
-    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(make_window(8))
+    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(LogWindow.of(make_window(8)))
     log = GradientLog.read(tmp_path)
     assert log.problem is None
     assert log.header == HEADER
@@ -431,7 +424,7 @@ def test_resuming_cuts_off_every_window_with_a_step_that_comes_again(
     windows = write_log(tmp_path)
     writer = GradientLogWriter(tmp_path, HEADER, resume_at)
     added = make_window(resume_at, seed=9)
-    writer.append(added)
+    writer.append(LogWindow.of(added))
     log = GradientLog.read(tmp_path)
     assert log.problem is None
     expected = [window.steps for window in windows[:kept]] + [added.steps]
@@ -442,7 +435,7 @@ def test_resuming_cuts_off_a_torn_window(tmp_path: Path) -> None:
     windows = write_log(tmp_path)
     path = tmp_path / WINDOWS_FILE
     path.write_bytes(path.read_bytes()[:-5])
-    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(make_window(8))
+    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(LogWindow.of(make_window(8)))
     log = GradientLog.read(tmp_path)
     assert log.problem is None
     np.testing.assert_array_equal(log.steps[:8], np.concatenate([w.steps for w in windows[:2]]))
@@ -468,7 +461,8 @@ def test_a_window_costs_bytes_by_steps_and_variables_and_not_by_parameters(
     for side in (2, 2000):
         directory = tmp_path / str(side)
         variables = tuple(VariableInfo(v.path, (side, side)) for v in VARIABLES)
-        GradientLogWriter(directory, replace(HEADER, variables=variables)).append(make_window(0))
+        writer = GradientLogWriter(directory, replace(HEADER, variables=variables))
+        writer.append(LogWindow.of(make_window(0)))
         sizes.append((directory / WINDOWS_FILE).stat().st_size)
     assert sizes[0] == sizes[1]
     values = len(WINDOW_STATS) * len(VARIABLES) + len(WINDOW_ACTIVATIONS) * len(HEADER.activations)

@@ -16,6 +16,7 @@ from trainer.dead_units import DeadUnitProbe
 from trainer.errors import NonFiniteError
 from trainer.gradient_hook import StepHook, clipping_of
 from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, first_to_last_ratio
+from trainer.log_frames import LogWindow
 from trainer.recorded_steps import ACTIVATIONS, RecordedSteps
 from trainer.window_buffer import WindowBuffer, describe
 
@@ -64,6 +65,8 @@ class GradientRecorder(keras.callbacks.Callback):
         first_step: Number of the first step, when a training is resumed: the log in
             `directory` is then continued.
         warn: Called with a message for people; prints to standard error by default.
+        on_window: Called with the log's header and each window that was written to it;
+            may raise to end the training.
 
     Raises:
         NonFiniteError: From `fit`, if `on_error` is `"stop"`.
@@ -82,6 +85,7 @@ class GradientRecorder(keras.callbacks.Callback):
         on_error: Literal["warn", "stop"] = "warn",
         first_step: int = 0,
         warn: Callable[[str], None] | None = None,
+        on_window: Callable[[LogHeader, LogWindow], None] | None = None,
     ) -> None:
         super().__init__()
         self.directory = Path(directory)
@@ -96,6 +100,7 @@ class GradientRecorder(keras.callbacks.Callback):
         self.first_step = first_step
         self.health = float("nan")
         self._warn = warn
+        self.on_window = on_window
         self._has_warned = False
         self._pending_steps = 0
         self._hook: StepHook | None = None
@@ -185,11 +190,11 @@ class GradientRecorder(keras.callbacks.Callback):
         if self._buffer is None:
             return
         self._pending_steps = 0
-        window = self._buffer.read()
-        if not len(window):
+        recorded = self._buffer.read()
+        if not len(recorded):
             return
         if self._probe is not None:
-            window = replace(window, dead_fraction=self._probe.dead_fraction())
+            recorded = replace(recorded, dead_fraction=self._probe.dead_fraction())
         if self._writer is None:
             self._header = LogHeader(
                 variables=self._buffer.variables,
@@ -210,9 +215,12 @@ class GradientRecorder(keras.callbacks.Callback):
                 ),
             )
             self._writer = GradientLogWriter(self.directory, self._header, self.first_step)
+        window = LogWindow.of(recorded)
         self._writer.append(window)
-        self._epoch_norms.append(window.norms[:, :, 0])
-        self._check_finite(window)
+        self._epoch_norms.append(recorded.norms[:, :, 0])
+        self._check_finite(recorded)
+        if self.on_window is not None:
+            self.on_window(self._header, window)
 
     def close(self) -> None:
         """Flush, and leave the model as it was; harmless when called again.

@@ -15,34 +15,20 @@ each figure is.
 from __future__ import annotations
 
 import json
-import struct
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainer.errors import RunDirectoryError
-from trainer.recorded_steps import STEP_DTYPE, WINDOW_ACTIVATIONS, WINDOW_STATS, RecordedSteps
+from trainer.log_frames import FORMAT_VERSION, LAYOUTS, LogWindow, read_frames
+from trainer.recorded_steps import STEP_DTYPE, WINDOW_ACTIVATIONS, WINDOW_STATS
 from trainer.run_dir import write_atomically, write_text
 
-FORMAT_VERSION = 3
-# Format 1 knows no activations: its frames are frames of format 2 without their table.
-# Format 2 knows no noise of replicas and no dead units: its rows and tables are shorter.
-_OLD_STEP_DTYPE = np.dtype([(name, STEP_DTYPE[name]) for name in (STEP_DTYPE.names or ())[:-1]])
-_LAYOUTS = {
-    1: (_OLD_STEP_DTYPE, len(WINDOW_ACTIVATIONS) - 1),
-    2: (_OLD_STEP_DTYPE, len(WINDOW_ACTIVATIONS) - 1),
-    3: (STEP_DTYPE, len(WINDOW_ACTIVATIONS)),
-}
 VARIABLES_FILE = "variables.json"
 WINDOWS_FILE = "windows.bin"
-
-_FRAME = struct.Struct("<4sIII")
-_MAGIC = b"GLW1"
 
 
 @dataclass(frozen=True)
@@ -109,6 +95,10 @@ class LogHeader:
         """Path of each variable."""
         return tuple(variable.path for variable in self.variables)
 
+    def read_frames(self, data: bytes, version: int) -> Iterator[tuple[int, LogWindow | str]]:
+        """Read the windows of a log with this header, see `log_frames.read_frames`."""
+        return read_frames(data, len(self.variables), len(self.activations), version)
+
 
 class GradientLogWriter:
     """Append windows to a log.
@@ -126,23 +116,20 @@ class GradientLogWriter:
         keep = 0
         if resume_at and self._path.exists():
             _renew_format(directory)
-            for frame in _read_frames(self._path.read_bytes(), header, FORMAT_VERSION):
-                if frame.problem or frame.steps["step"][-1] >= resume_at:
+            for end, window in header.read_frames(self._path.read_bytes(), FORMAT_VERSION):
+                if isinstance(window, str) or window.steps["step"][-1] >= resume_at:
                     break
-                keep = frame.end
+                keep = end
         with open(self._path, "ab") as file:
             file.truncate(keep)
         text = json.dumps({"format_version": FORMAT_VERSION, **asdict(header)}, indent=1)
         write_text(directory / VARIABLES_FILE, text + "\n")
 
-    def append(self, window: RecordedSteps) -> None:
-        """Write one window; nothing is written for an empty one."""
-        if not len(window):
-            return
-        frame = _encode(window.steps, window.summarize(), window.summarize_activations())
+    def append(self, window: LogWindow) -> None:
+        """Write one window."""
         # One write and no open handle in between: a kill leaves at most one torn frame.
         with open(self._path, "ab") as file:
-            file.write(frame)
+            file.write(window.encode())
 
 
 @dataclass(frozen=True)
@@ -177,26 +164,32 @@ class GradientLog:
         header, version = _read_header(directory / VARIABLES_FILE)
         windows_path = directory / WINDOWS_FILE
         data = windows_path.read_bytes() if windows_path.exists() else b""
-        frames: list[_Frame] = []
+        windows: list[LogWindow] = []
         problem = None
-        for frame in _read_frames(data, header, version):
-            if frame.problem:
-                problem = f"{windows_path}: {frame.problem}"
-                break
-            frames.append(frame)
+        for _, window in header.read_frames(data, version):
+            if isinstance(window, str):
+                problem = f"{windows_path}: {window}"
+            else:
+                windows.append(window)
+        return cls.of(header, windows, problem)
+
+    @classmethod
+    def of(
+        cls, header: LogHeader, windows: Sequence[LogWindow], problem: str | None = None
+    ) -> GradientLog:
+        """Return the log of some windows, in their order."""
+        no_table = np.empty((0, len(WINDOW_STATS), len(header.variables)), np.float32)
+        no_layers = np.empty((0, len(WINDOW_ACTIVATIONS), len(header.activations)), np.float32)
         return cls(
             header=header,
-            steps=np.concatenate([np.empty(0, STEP_DTYPE), *(f.steps for f in frames)]),
+            steps=np.concatenate([np.empty(0, STEP_DTYPE), *(w.steps for w in windows)]),
             window_steps=np.array(
-                [(f.steps["step"][0], f.steps["step"][-1]) for f in frames], np.int64
+                [(w.steps["step"][0], w.steps["step"][-1]) for w in windows], np.int64
             ).reshape(-1, 2),
-            table=np.stack([_no_table(WINDOW_STATS, header.paths), *(f.table for f in frames)])[1:],
-            activation_table=np.stack(
-                [
-                    _no_table(WINDOW_ACTIVATIONS, header.activations),
-                    *(f.activation_table for f in frames),
-                ]
-            )[1:],
+            table=np.stack([w.table for w in windows]) if windows else no_table,
+            activation_table=(
+                np.stack([w.activation_table for w in windows]) if windows else no_layers
+            ),
             problem=problem,
         )
 
@@ -251,34 +244,14 @@ def first_to_last_ratio(raw_norm: np.ndarray, kernels: np.ndarray) -> float:
         return float(norms[kernels[0]] / norms[kernels[-1]])
 
 
-@dataclass(frozen=True)
-class _Frame:
-    end: int
-    steps: np.ndarray
-    table: np.ndarray
-    activation_table: np.ndarray
-    problem: str | None = None
-
-
-def _encode(steps: np.ndarray, table: np.ndarray, activations: np.ndarray | None) -> bytes:
-    payload = steps.astype(STEP_DTYPE).tobytes() + table.tobytes()
-    if activations is not None:
-        payload += activations.tobytes()
-    return _FRAME.pack(_MAGIC, len(steps), len(payload), zlib.crc32(payload)) + payload
-
-
 def _renew_format(directory: Path) -> None:
     """Write the sound frames of an older log in the current format."""
     header, version = _read_header(directory / VARIABLES_FILE)
     if version == FORMAT_VERSION:
         return
     path = directory / WINDOWS_FILE
-    frames = _read_frames(path.read_bytes(), header, version)
-    data = b"".join(
-        _encode(frame.steps, frame.table, frame.activation_table)
-        for frame in frames
-        if not frame.problem
-    )
+    windows = (window for _, window in header.read_frames(path.read_bytes(), version))
+    data = b"".join(window.encode() for window in windows if not isinstance(window, str))
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -287,10 +260,10 @@ def _read_header(path: Path) -> tuple[LogHeader, int]:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = values.pop("format_version")
-        if version not in _LAYOUTS:
+        if version not in LAYOUTS:
             raise RunDirectoryError(
                 f"{path}: this version reads gradient logs of format "
-                f"{', '.join(map(str, _LAYOUTS))}. Received: format_version={version}"
+                f"{', '.join(map(str, LAYOUTS))}. Received: format_version={version}"
             )
         for name, described in (
             ("variables", values.pop("variables")),
@@ -308,57 +281,3 @@ def _read_header(path: Path) -> tuple[LogHeader, int]:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunDirectoryError(f"{path}: the gradient log's header is damaged ({error})") from None
-
-
-def _no_table(stats: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
-    return np.full((len(stats), len(names)), np.nan, np.float32)
-
-
-def _read_frames(data: bytes, header: LogHeader, version: int) -> Iterator[_Frame]:
-    """Yield sound frames, then at most one that says what is wrong."""
-    step_dtype, num_activation_rows = _LAYOUTS[version]
-    no_table = _no_table(WINDOW_STATS, header.paths)
-    no_activations = _no_table(WINDOW_ACTIVATIONS, header.activations)
-    activation_shape = (num_activation_rows, len(header.activations))
-    # With the second table or without it.
-    table_bytes = (no_table.nbytes, no_table.nbytes + 4 * prod(activation_shape))
-    position = 0
-    while position < len(data):
-        remaining = len(data) - position
-        problem = None
-        num_steps = size = checksum = 0
-        if remaining < _FRAME.size:
-            problem = f"the last {remaining} bytes are an incomplete window"
-        else:
-            magic, num_steps, size, checksum = _FRAME.unpack_from(data, position)
-            if magic != _MAGIC or size - num_steps * step_dtype.itemsize not in table_bytes:
-                problem = f"no window begins at byte {position}; the {remaining} bytes are left out"
-            elif remaining < _FRAME.size + size:
-                problem = f"the last {remaining} bytes are an incomplete window"
-        start = position + _FRAME.size
-        payload = data[start : start + size]
-        if problem is None and zlib.crc32(payload) != checksum:
-            problem = f"the window at byte {position} does not match its checksum"
-        if problem is not None:
-            yield _Frame(position, np.empty(0, STEP_DTYPE), no_table, no_activations, problem)
-            return
-        steps = np.frombuffer(payload, step_dtype, num_steps)
-        values = np.frombuffer(payload, "<f4", offset=steps.nbytes)
-        activation_table = no_activations
-        if len(values) > no_table.size:
-            activation_table = no_activations.copy()
-            found = values[no_table.size :].reshape(activation_shape)
-            activation_table[:num_activation_rows] = found
-        position = start + size
-        table = values[: no_table.size].reshape(no_table.shape)
-        yield _Frame(position, _with_all_columns(steps), table, activation_table)
-
-
-def _with_all_columns(steps: np.ndarray) -> np.ndarray:
-    if steps.dtype == STEP_DTYPE:
-        return steps
-    full = np.zeros(len(steps), STEP_DTYPE)
-    full["replica_norm"] = np.nan
-    for name in steps.dtype.names or ():
-        full[name] = steps[name]
-    return full

@@ -68,6 +68,16 @@ class RunDir:
         return self.path / "data.json"
 
     @property
+    def diagnosis(self) -> Path:
+        """What `diagnose` found."""
+        return self.path / "diagnosis.json"
+
+    @property
+    def health(self) -> Path:
+        """What the live diagnosis said, and each recovery."""
+        return self.path / "health.json"
+
+    @property
     def evaluation(self) -> Path:
         """What `evaluate` found on the test set."""
         return self.path / "evaluation.json"

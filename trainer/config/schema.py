@@ -312,8 +312,16 @@ class GradientsConfig(Section):
     0 is none."""
     window_steps: PositiveInt = 50
     """Recorded steps between two visits of the host, and one window of the log."""
-    on_error: Literal["warn", "stop"] = "warn"
-    """What to do when a loss or a gradient is not finite: say so once, or stop with exit code 3."""
+    live: Bool = True
+    """Diagnose the training after each window, and say what appears and what is gone."""
+    on_error: Literal["warn", "stop", "recover"] = "warn"
+    """What to do at a finding of severity error: say so; stop, with exit code 3 if a loss or a
+    gradient is not finite and else 1; or, if smaller steps can mend it, go back to the last
+    healthy checkpoint with a lower learning rate."""
+    most_recoveries: PositiveInt = 3
+    """How often a run goes back; the next time it stops."""
+    recovery_factor: Annotated[Float, Field(gt=0, lt=1)] = 0.3
+    """What the learning rate is multiplied by each time."""
 
 
 class RuntimeConfig(Section):

@@ -115,6 +115,12 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
+def headline(finding: Finding) -> str:
+    """Return a finding in few lines, without its evidence, within 80 columns."""
+    text = f"{finding.severity.upper()} {finding.rule}: {finding.message}."
+    return "\n".join(_paragraph(text, ""))
+
+
 def _evidence_line(finding: Finding) -> str:
     numbers = ", ".join(
         f"{name} {value:.3g} (bound {finding.thresholds[name]:.3g})"
