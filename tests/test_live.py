@@ -122,7 +122,9 @@ def test_stop_ends_at_a_nan_with_exit_code_3(tmp_path: Path) -> None:
 def test_recover_goes_back_with_smaller_steps_and_finishes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, error = started(tmp_path, [*NAN, "gradients={on_error: recover, recovery_factor: 3.0e-32}"])
+    run, error = started(
+        tmp_path, [*NAN, "gradients={on_error: recover, recovery_factor: 3.0e-32}"]
+    )
     assert error is None
     assert run.read_status()["state"] == "done"
     [event] = [event for event in read_events(run) if event["event"] == "recovered"]
