@@ -31,7 +31,7 @@ def data_range(evidence: Evidence) -> list[Finding]:
     numbers are the project's own. Images of 0..1 that became uint8 have two levels.
     Wrong when: images are masks of a few levels, or an empty picture is a class of its own.
     """
-    train = _split(evidence, "train")
+    train = facts_of_split(evidence, "train")
     lowest, highest = np.array(train["pixel_min"]), np.array(train["pixel_max"])
     ranges = highest - lowest
     constant = train["constant_images"] / train["num_images"]
@@ -89,7 +89,7 @@ def input_scale(evidence: Evidence) -> list[Finding]:
     """
     if evidence.config is None:
         raise CannotJudge("what enters the first layer is not known without a config")
-    train = _split(evidence, "train")
+    train = facts_of_split(evidence, "train")
     means, stds = np.array(train["pixel_mean"]), np.array(train["pixel_std"])
     scaling = PixelScaling.of_moments(means, stds, evidence.config.data.normalize)
     entering = means * scaling.scale + scaling.offset
@@ -136,7 +136,7 @@ def data_balance(evidence: Evidence) -> list[Finding]:
     Wrong when: the images to come are as unevenly divided and only the accuracy over all of
     them counts.
     """
-    counts = np.array(_split(evidence, "train")["images_per_class"])
+    counts = np.array(facts_of_split(evidence, "train")["images_per_class"])
     smallest, largest = int(counts.min()), int(counts.max())
     if largest <= 10 * smallest:
         return []
@@ -171,7 +171,7 @@ def data_labels(evidence: Evidence) -> list[Finding]:
     """
     duplicates = _facts(evidence, "duplicates")
     count = duplicates["contradictory"]
-    share = count / _split(evidence, "train")["num_images"]
+    share = count / facts_of_split(evidence, "train")["num_images"]
     if not count:
         return []
     return [
@@ -203,7 +203,7 @@ def data_duplicates(evidence: Evidence) -> list[Finding]:
     findings = []
     seen = duplicates["validation_in_train"]
     if seen:
-        share = seen / _split(evidence, "validation")["num_images"]
+        share = seen / facts_of_split(evidence, "validation")["num_images"]
         findings.append(
             _finding(
                 "data_duplicates",
@@ -214,7 +214,7 @@ def data_duplicates(evidence: Evidence) -> list[Finding]:
                 {"seen_share": 0.01},
             )
         )
-    repeated = duplicates["within_train"] / _split(evidence, "train")["num_images"]
+    repeated = duplicates["within_train"] / facts_of_split(evidence, "train")["num_images"]
     if repeated > 0.1:
         findings.append(
             _finding(
@@ -243,9 +243,14 @@ def _facts(evidence: Evidence, name: str) -> dict[str, Any]:
     return found
 
 
-def _split(evidence: Evidence, name: str) -> dict[str, Any]:
-    split: dict[str, Any] = _facts(evidence, "splits")[name]
-    return split
+def facts_of_split(evidence: Evidence, name: str) -> dict[str, Any]:
+    """Return what was measured of a split; nothing if there is none of that name.
+
+    Raises:
+        CannotJudge: If nothing was measured.
+    """
+    found: dict[str, Any] | None = _facts(evidence, "splits")[name]
+    return found or {}
 
 
 def _of(values: np.ndarray) -> str:

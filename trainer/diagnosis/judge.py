@@ -13,6 +13,7 @@ from trainer.config import Config
 from trainer.diagnosis import (  # noqa: F401
     activation_rules,
     data_rules,
+    label_rules,
     loss_rules,
     signal_rules,
     step_rules,
