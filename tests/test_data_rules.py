@@ -247,8 +247,8 @@ def test_labels_that_say_nothing_are_learned_by_heart_and_found(memorizing: RunD
 @pytest.mark.parametrize(
     ("batch_size", "momentum", "reason"),
     [
-        (4, 0.9, "the batch normalization has but 4 images to take statistics of"),
-        (20, 0.9999, "the moving statistics of the batch normalization are still 99% their start"),
+        (4, 0.9, "batch normalization over 4 images can look like it"),
+        (20, 0.9999, "moving statistics that are 99% their start can look like it"),
     ],
 )
 def test_where_normalization_can_ruin_an_evaluation_labels_are_not_accused(
@@ -261,6 +261,25 @@ def test_where_normalization_can_ruin_an_evaluation_labels_are_not_accused(
     evidence = Evidence.of_run(memorizing)
     other = replace(evidence, config=load_config(memorizing.config, overrides))
     assert diagnose(other).not_judged["memorizing"] == reason
+
+
+def test_batch_normalization_over_two_images_is_a_warning(tmp_path: Path) -> None:
+    overrides = ("model.block.normalization=batch", "gradients.record=true")
+    few = run_on(noise(), tmp_path, *overrides, "fit.batch_size=2", "data.validation_split=0")
+    diagnosis = diagnose(Evidence.of_run(few))
+    (found,) = of_rule(diagnosis, "batch_statistics")
+    assert found.severity == "warning"
+    assert found.numbers == {"images": 2.0}
+    assert {"model.block.normalization": "group"} in [each.patch for each in found.remedies]
+    assert of_rule(diagnosed(noise(), tmp_path, *overrides), "batch_statistics") == []
+
+
+@pytest.mark.parametrize("kind", ["layer", "none"])
+def test_a_normalization_that_needs_no_batch_may_have_a_small_one(
+    kind: str, tmp_path: Path
+) -> None:
+    overrides = (f"model.block.normalization={kind}", "fit.batch_size=2")
+    assert of_rule(diagnosed(noise(24), tmp_path, *overrides), "batch_statistics") == []
 
 
 def test_a_network_that_generalizes_does_not_memorize(tmp_path: Path) -> None:

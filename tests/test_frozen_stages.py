@@ -107,7 +107,9 @@ def test_a_frozen_stage_normalizes_as_a_frozen_layer_of_keras_does(normalization
 
 def test_a_frozen_stage_has_no_regularizer() -> None:
     regularizer = {"kernel_regularizer": {"l2": 0.1}}
-    num_losses = [len(built(spec_of(*each, **regularizer)).losses) for each in ((True, True), (False, True))]
+    num_losses = [
+        len(built(spec_of(*each, **regularizer)).losses) for each in ((True, True), (False, True))
+    ]
     assert num_losses == [5, 3]
 
 

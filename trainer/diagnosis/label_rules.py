@@ -9,6 +9,7 @@ import numpy as np
 from trainer.diagnosis.data_rules import facts_of_split
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy
+from trainer.diagnosis.normalization_rules import FEWEST_IMAGES, images_normalized_together
 from trainer.diagnosis.registry import rule
 
 _FEWEST_EPOCHS = 5
@@ -67,18 +68,13 @@ def memorizing(evidence: Evidence) -> list[Finding]:
 
 def _require_trustworthy_statistics(evidence: Evidence, steps: int) -> None:
     """Raise `CannotJudge` where batch normalization alone can ruin an evaluation."""
-    if evidence.config is None:
-        raise CannotJudge("the kind of normalization is not known without a config")
-    normalization = evidence.config.model.block.normalization
-    if normalization.kind != "batch":
+    images = images_normalized_together(evidence)
+    if images is None:
         return
-    remains = normalization.momentum**steps
+    if images < FEWEST_IMAGES:
+        raise CannotJudge(f"batch normalization over {images} images can look like it")
+    assert evidence.config is not None
+    normalization = evidence.config.model.block.normalization
+    remains = normalization.momentum**steps if normalization.kind == "batch" else 0.0
     if remains > 0.1:
-        raise CannotJudge(
-            f"the moving statistics of the batch normalization are still {remains:.0%} their start"
-        )
-    images = evidence.config.fit.batch_size
-    if evidence.log is not None and not normalization.synchronized:
-        images //= evidence.log.header.num_replicas
-    if images < 8:
-        raise CannotJudge(f"the batch normalization has but {images} images to take statistics of")
+        raise CannotJudge(f"moving statistics that are {remains:.0%} their start can look like it")
