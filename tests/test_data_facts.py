@@ -156,11 +156,6 @@ def test_an_evaluation_counts_the_test_images_that_were_trained_on(leaky_run: Ru
     assert lines[1] == ("warning: 5 of them (9.43%) equal a training image: they measure memory")
 
 
-def test_an_evaluation_without_such_images_says_nothing(leaky_run: RunDir) -> None:
-    clean = replace(evaluate(leaky_run), seen_in_training=0)
-    assert "equal a training image" not in format_evaluation(clean)
-
-
 def test_a_run_without_digests_is_evaluated_and_one_with_damaged_ones_is_not(
     leaky_run: RunDir,
 ) -> None:
