@@ -33,10 +33,17 @@ from trainer.terminal import say
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on and is validated with."""
+    """What a run trains on and is validated with.
+
+    Attributes:
+        train: With the labels that the model is shown.
+        validation: None if none is set aside.
+        num_wrong_labels: Training labels that `data.label_noise` has changed.
+    """
 
     train: Split
     validation: Split | None
+    num_wrong_labels: int = 0
 
 
 @dataclass(frozen=True)

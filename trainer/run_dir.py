@@ -64,7 +64,7 @@ class RunDir:
 
     @property
     def data(self) -> Path:
-        """Class names, image shape and origin of the data."""
+        """Class names, image shape and origin of the data, and what was measured of them."""
         return self.path / "data.json"
 
     @property
@@ -76,6 +76,10 @@ class RunDir:
     def health(self) -> Path:
         """What the live diagnosis said, and each recovery."""
         return self.path / "health.json"
+
+    def train_digests(self) -> Path:
+        """Eight bytes for each training image, sorted: what the run was trained on."""
+        return self.path / "train_digests.npy"
 
     @property
     def evaluation(self) -> Path:

@@ -95,6 +95,11 @@ class DataConfig(Section):
     normalize: Literal["per_channel", "unit", "none"] = "per_channel"
     """Inside the model: subtract the training set's mean colour and divide by its standard
     deviation; divide by 255; or leave 0..255 as it is."""
+    label_noise: Share = 0.0
+    """Share of the training labels that are replaced by a class drawn uniformly from all,
+    the right one included (Zhang et al. 2017); the seed decides which and by what. They are
+    replaced once, after the validation images are set aside: validation and test labels stay
+    as they are."""
     augment: tuple[Augmentation, ...] = ()
     """Applied to training batches in this order."""
     early_crops: EarlyCrops | None = None
