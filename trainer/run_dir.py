@@ -77,6 +77,7 @@ class RunDir:
         """What the live diagnosis said, and each recovery."""
         return self.path / "health.json"
 
+    @property
     def train_digests(self) -> Path:
         """Eight bytes for each training image, sorted: what the run was trained on."""
         return self.path / "train_digests.npy"

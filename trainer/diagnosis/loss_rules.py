@@ -56,7 +56,8 @@ def plateau(evidence: Evidence) -> list[Finding]:
     """A loss that hardly falls, from the start or from some step on.
 
     Formula: from the start: smallest median loss of a window over that of the first window,
-    and the training accuracy of the best epoch over chance. Later: smallest loss of the
+    or over ln(classes) where that is less, and the training accuracy of the best epoch over
+    chance. Later: smallest loss of the
     last half of the windows over the smallest before them, while it is over half of the
     first and the schedule has not brought the learning rate below a tenth of its peak.
     Threshold: above 0.95, and below 1.5 times chance, over at least 100 steps: an error.
@@ -66,19 +67,22 @@ def plateau(evidence: Evidence) -> list[Finding]:
     that half of the first loss is the best there is.
     """
     losses, windows = _losses(evidence)
-    fall = float(losses.min() / losses[0])
-    if fall <= 0.95:
-        return _late_plateau(evidence, losses, windows)
+    start = float(losses[0])
     if evidence.history and "accuracy" in evidence.history[-1]:
         accuracy = max(row.get("accuracy", 0.0) for row in evidence.history)
         if accuracy >= 1.5 / evidence.num_classes:
-            return []
+            return _late_plateau(evidence, losses, windows)
+        # Logits that started too large make a fall to knowing nothing look like learning.
+        start = min(start, math.log(evidence.num_classes))
+    fall = float(losses.min() / start)
+    if fall <= 0.95:
+        return _late_plateau(evidence, losses, windows)
     return [
         Finding(
             "plateau",
             "error",
-            f"the loss does not fall: {losses[0]:.4g} in the first window, at best "
-            f"{losses.min():.4g} later",
+            f"nothing is learned: the loss is {losses[0]:.4g} in the first window and at best "
+            f"{losses.min():.4g}",
             (),
             evidence.steps_of(windows),
             {"best_over_first": fall},
