@@ -18,6 +18,7 @@ from trainer.diagnosis import (  # noqa: F401
     normalization_rules,
     signal_rules,
     step_rules,
+    still_rules,
 )
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import SEVERITIES, CannotJudge, Finding, Remedy

@@ -57,11 +57,11 @@ def plateau(evidence: Evidence) -> list[Finding]:
 
     Formula: from the start: smallest median loss of a window over that of the first window,
     or over ln(classes) where that is less, and the training accuracy of the best epoch over
-    chance. Later: smallest loss of the
-    last half of the windows over the smallest before them, while it is over half of the
-    first and the schedule has not brought the learning rate below a tenth of its peak.
+    chance. Later: median loss of the
+    last quarter of the windows over that of the second one, while it is over half of the
+    first window's and the schedule has not brought the learning rate below a tenth.
     Threshold: above 0.95, and below 1.5 times chance, over at least 100 steps: an error.
-    Later: above 0.99, over at least 20 windows: a warning.
+    Later: above 0.98, over at least 20 windows: a warning.
     Source: trainproof and TheDeepChecker, an improvement below 5 %.
     Wrong when: the training goes on from a trained model, or the classes overlap so much
     that half of the first loss is the best there is.
@@ -96,23 +96,23 @@ def plateau(evidence: Evidence) -> list[Finding]:
 
 def _late_plateau(evidence: Evidence, losses: np.ndarray, windows: np.ndarray) -> list[Finding]:
     is_active = np.isin(windows, evidence.active_windows)
-    half = len(losses) // 2
-    later, before = losses[half:].min(), losses[:half].min()
-    if len(losses) < 20 or not is_active[half:].all():
+    quarter = len(losses) // 4
+    if len(losses) < 20 or not is_active[quarter:].all():
         return []
-    if later <= 0.99 * before or later <= 0.5 * losses[0]:
+    before, later = (float(np.median(losses[i : i + quarter])) for i in (quarter, 3 * quarter))
+    if later <= 0.98 * before or later <= 0.5 * losses[0]:
         return []
     return [
         Finding(
             "plateau",
             "warning",
-            f"the loss stands still: {before:.4g} was the best of the first half of the windows, "
-            f"{later:.4g} is that of the second",
+            f"the loss stands still: {before:.4g} in the second quarter of the windows, "
+            f"{later:.4g} in the last one",
             (),
-            evidence.steps_of(windows[half:]),
-            {"later_over_before": float(later / before)},
-            {"later_over_before": 0.99},
-            len(losses) - half,
+            evidence.steps_of(windows[quarter:]),
+            {"later_over_before": later / before},
+            {"later_over_before": 0.98},
+            len(losses) - quarter,
             len(losses),
             (
                 scaled_rate(evidence, 0.3),

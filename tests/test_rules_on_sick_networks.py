@@ -1,0 +1,156 @@
+"""The rules whose illness needs a training of its own, each through the real recorder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from test_diagnosis import blobs, diagnosed, finding, sgd, stack, trained
+
+from trainer.callbacks import GradientRecorder
+from trainer.diagnosis.evidence import Evidence
+from trainer.diagnosis.judge import Diagnosis, diagnose
+from trainer.gradient_log import GradientLog, LogHeader
+from trainer.log_frames import LogWindow
+
+
+def watched(
+    model: keras.Model, folder: Path, labels: np.ndarray, *, epochs: int, window_steps: int = 10
+) -> Diagnosis:
+    """Train a compiled model on blobs with labels of its own, and diagnose it."""
+    recorder = GradientRecorder(folder, window_steps=window_steps, warn=lambda text: None)
+    model.fit(blobs()[0], labels, batch_size=20, epochs=epochs, verbose=0, callbacks=[recorder])
+    return diagnose(Evidence.of_log(folder))
+
+
+def test_gradients_that_grow_towards_the_first_layer_explode(tmp_path: Path) -> None:
+    # Inputs shrink with depth as fast as gradients grow: kernels have alike gradients.
+    initializer = keras.initializers.RandomNormal(stddev=0.7, seed=0)
+    diagnosis = diagnosed(stack("relu", initializer), keras.optimizers.Adam(1e-6), tmp_path)
+    found = finding(diagnosis, "exploding")
+    assert found.severity == "error"
+    norms = Evidence.of_log(tmp_path).gradients.stat("raw_norm/median")[1:]
+    kernels, biases = norms[:, ::2], norms[:, 1::2]
+    assert np.median(np.median(kernels[:, :3], axis=1) / kernels[:, -1]) < 70
+    expected = np.median(np.median(biases[:, :3], axis=1) / biases[:, -1])
+    assert found.numbers["ratio"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_that_burst_are_found(tmp_path: Path) -> None:
+    model = stack("relu", "he_normal", layers=2)
+    model.compile(sgd(1e-9), "mse")
+    targets = np.ones((400, 4), np.float32)
+    # In a batch of twenty, one in thirteen batches has a target far off.
+    targets[::260] = 1e4
+    diagnosis = watched(model, tmp_path, targets, epochs=10)
+    assert "burst" in finding(diagnosis, "exploding").message
+
+
+def test_a_loss_scale_that_keeps_overflowing_is_found(tmp_path: Path) -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = stack("relu", "he_normal", layers=2)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    scaled = keras.optimizers.LossScaleOptimizer(
+        sgd(1e-3), initial_scale=2.0**20, dynamic_growth_steps=2
+    )
+    diagnosis = diagnosed(model, scaled, tmp_path)
+    steps = Evidence.of_log(tmp_path).gradients.steps
+    expected = np.mean(steps["skipped"][len(steps) // 10 :])
+    assert finding(diagnosis, "overflow").numbers["skipped_share"] == pytest.approx(expected)
+
+
+def test_a_loss_that_rises_and_stays_up_diverges(tmp_path: Path) -> None:
+    model = stack("relu", "he_normal", layers=3)
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([30], [0.02, 10.0])
+    found = finding(diagnosed(model, keras.optimizers.SGD(rate), tmp_path), "diverging")
+    assert found.severity == "error"
+    # It is from its best window on that it goes wrong.
+    assert found.steps[0] <= 40
+
+
+def test_a_loss_that_stands_still_half_way_is_a_plateau(tmp_path: Path) -> None:
+    model = stack("relu", "he_normal", layers=0)
+    model.compile(sgd(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    random = np.random.default_rng(0)
+    # Half of the labels mean nothing: there is a floor far above zero.
+    labels = np.where(random.random(400) < 0.6, random.integers(0, 4, 400), blobs()[1])
+    diagnosis = watched(model, tmp_path, labels, epochs=24, window_steps=20)
+    found = finding(diagnosis, "plateau")
+    assert (found.severity, "stands still" in found.message) == ("warning", True)
+
+
+def test_a_loss_that_swings_oscillates(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8), keras.layers.Dense(4)])
+    model.compile(sgd(2e-3, momentum=0.997), "mse")
+    targets = np.eye(4, dtype=np.float32)[blobs()[1]]
+    diagnosis = watched(model, tmp_path, targets, epochs=20, window_steps=10)
+    assert finding(diagnosis, "oscillation").numbers["swinging_share"] >= 0.2
+
+
+def test_frozen_kernels_are_named(tmp_path: Path) -> None:
+    model = stack("relu", "he_normal", layers=3)
+    model.get_layer("dense1").trainable = False
+    found = finding(diagnosed(model, sgd(), tmp_path), "frozen")
+    assert found.severity == "warning"
+    assert [path.split("/")[-2] for path in found.layers] == ["dense1"]
+    assert found.numbers["frozen_share"] == pytest.approx(256 / (3 * 256 + 64))
+
+
+def test_validation_that_gets_worse_is_overfitting(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path,
+        [
+            "data={source: shapes, train_size: 100, test_size: 20, validation_split: 0.4}",
+            "optimizer={kind: adam, learning_rate: 0.02}",
+            "schedule={kind: constant}",
+            "model.stages=[{filters: 16, blocks: 1}]",
+            "fit={epochs: 30, batch_size: 20}",
+            "gradients.window_steps=50",
+        ],
+    )
+    found = finding(diagnose(Evidence.of_run(run)), "overfitting")
+    assert found.severity == "warning"
+    assert found.numbers["gap"] > 0.1
+
+
+def test_moving_statistics_that_lag_are_a_mismatch_of_modes(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path,
+        [
+            "data.train_size=800",
+            "model.block.normalization={batch: {momentum: 0.9999}}",
+            "model.stages=[{filters: 8, blocks: 1}, {filters: 16, blocks: 1, strides: 2}]",
+            "optimizer={kind: adam, learning_rate: 0.01}",
+            "schedule={kind: constant}",
+            "fit.epochs=6",
+        ],
+    )
+    found = finding(diagnose(Evidence.of_run(run)), "evaluation_mode")
+    assert found.numbers["accuracy_share"] < 0.5
+
+
+def test_a_healthy_network_is_silent_from_the_first_window_on(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16,))
+    x = keras.layers.Dense(16, "relu", kernel_initializer="he_normal")(inputs)
+    for _ in range(4):
+        branch = keras.layers.LayerNormalization()(x)
+        branch = keras.layers.Dense(16, "relu", kernel_initializer="he_normal")(branch)
+        x = keras.layers.Add()([x, branch])
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    model.compile(sgd(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    windows: list[tuple[LogHeader, LogWindow]] = []
+    recorder = GradientRecorder(
+        tmp_path, window_steps=5, on_window=lambda header, window: windows.append((header, window))
+    )
+    model.fit(*blobs(), batch_size=20, epochs=3, verbose=0, callbacks=[recorder])
+    for end in range(1, len(windows) + 1):
+        log = GradientLog.of(windows[0][0], [window for _, window in windows[:end]])
+        findings: Any = diagnose(Evidence(log)).findings
+        assert findings == (), (end, findings)
+    assert len(windows) == 12
