@@ -42,11 +42,15 @@ class PixelScaling:
             return cls.identity(channels)
         if normalize == "unit":
             return cls((1 / 255,) * channels, (0.0,) * channels)
-        # Exact integer counts of each level: no float copy of the whole set is made.
+        # Exact integer counts of each level, a chunk at a time: no copy of the whole set is
+        # made, and `bincount` widens its argument to integers of eight bytes.
         levels = np.arange(256, dtype=np.float64)
         scale, offset = [], []
         for channel in range(channels):
-            counts = np.bincount(images[..., channel].ravel(), minlength=256)
+            counts = np.zeros(256, np.int64)
+            for start in range(0, len(images), _CHUNK):
+                chunk = images[start : start + _CHUNK, ..., channel]
+                counts += np.bincount(chunk.ravel(), minlength=256)
             mean = float(counts @ levels / counts.sum())
             variance = float(counts @ (levels - mean) ** 2 / counts.sum())
             deviation = max(variance**0.5, 1.0)
