@@ -33,7 +33,7 @@ FLOORS = (
     {"models", "model_summary", "optimizers", "callbacks", "checkpoint"},
     {"fitting", "evaluate", "doctor_checks"},
     {"train", "export", "doctor"},
-    {"classifiers"},
+    {"classifiers", "xray"},
     {"predict"},
     {"cli"},
     # The package's own doors: `import trainer` and `python -m trainer`.
