@@ -21,14 +21,14 @@ from trainer.activation_stats import Saturation, saturation_of
 from trainer.config import Config
 from trainer.config.schema import RuntimeConfig
 from trainer.data.pipeline import steps_per_epoch, training_batches
-from trainer.data.sources import Split, load_split
-from trainer.data.splits import split_off_validation
+from trainer.data.splits import load_training_images
 from trainer.diagnosis.xray_evidence import FirstSteps, XRay
 from trainer.gradient_hook import clipping_of
 from trainer.gradient_log import VariableInfo
 from trainer.gradient_stats import clipped_norms
 from trainer.model_summary import summarize
 from trainer.runtime import find_gpus, set_up
+from trainer.terminal import say
 from trainer.train import build_compiled
 
 MICRO_BATCHES = 4
@@ -40,29 +40,18 @@ _COST_OF_BATCH = 2e9
 Differentiate = Callable[..., tuple[Any, Any, list[Any], list[Any], list[Any]]]
 
 
-def load_training_images(config: Config) -> Split:
-    """Return what a training of this config would train on.
-
-    It needs no TensorFlow, whose import can go on meanwhile.
-
-    Raises:
-        DataError: If the data are missing or damaged.
-    """
-    split = load_split(config.data, "train", config.seed)
-    return split_off_validation(split, config.data.validation_split, config.seed)[0]
-
-
-def take_xray(config: Config, split: Split) -> XRay:
+def take_xray(config: Config) -> XRay:
     """Measure a model at its start; TensorFlow and Keras are set up as for its training.
 
     Args:
         config: The resolved config.
-        split: The training images.
 
     Raises:
         TrainerError: As the training would.
     """
     runtime = set_up(_on_one_device(config.runtime), config.seed)
+    say(f"xray of {config.name}: {runtime.precision} on {runtime.devices[0]}")
+    split = load_training_images(config)
     epoch_steps = steps_per_epoch(split.num_images, config.fit.batch_size)
     with _unoptimized_graphs():
         model = build_compiled(config, split, runtime, epoch_steps)
@@ -206,9 +195,7 @@ def _look(
         rows["micro_norms"].append(_norm(norms))
         rows["cross_entropies"].append(float(cross_entropy))
         regularization = float(loss) - float(cross_entropy)
-        total = (
-            unscaled if total is None else [a + b for a, b in zip(total, unscaled, strict=True)]
-        )
+        total = unscaled if total is None else [a + b for a, b in zip(total, unscaled, strict=True)]
     mean_norm = _norm(np.array([_norm(each) for each in total or []])) / len(batches)
     arrays = {name: np.array(values, np.float64) for name, values in rows.items()}
     return {**arrays, "regularization": regularization, "mean_norm": mean_norm}

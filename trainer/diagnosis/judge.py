@@ -70,14 +70,14 @@ def diagnose(evidence: Evidence) -> Diagnosis:
             not_judged[each.id] = str(reason)
     findings.sort(key=lambda f: (SEVERITIES.index(f.severity), RULES[f.rule].rank))
     return Diagnosis(
-        tuple(_with_possible_remedies(finding, evidence.config) for finding in findings),
+        tuple(with_possible_remedies(finding, evidence.config) for finding in findings),
         not_judged,
         len(RULES) - len(not_judged),
         evidence.missing,
     )
 
 
-def _with_possible_remedies(finding: Finding, config: Config | None) -> Finding:
+def with_possible_remedies(finding: Finding, config: Config | None) -> Finding:
     """Leave out what changes nothing in this config, or does not fit it."""
     if config is None:
         return finding
@@ -123,7 +123,9 @@ def _evidence_line(finding: Finding) -> str:
         for name, value in finding.numbers.items()
     )
     first, last = finding.steps
-    text = f"steps {first:,} to {last:,}, {finding.windows_fired} of {finding.windows_seen} windows"
+    text = f"steps {first:,} to {last:,}"
+    if finding.windows_seen > 1:
+        text += f", {finding.windows_fired} of {finding.windows_seen} windows"
     return f"{text}: {numbers}{_layers(finding.layers)}"
 
 

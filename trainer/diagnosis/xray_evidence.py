@@ -121,6 +121,14 @@ class XRay:
         """The gradient noise scale in images: see `gradient_noise_scale`."""
         return gradient_noise_scale(self.micro_norms, self.mean_norm, self.batch_size)
 
+    @property
+    def largest_noise_scale(self) -> float:
+        """The largest noise scale that so few images can tell: four times their number.
+
+        The norm of their mean gradient is then to four fifths noise.
+        """
+        return 4.0 * self.batch_size * len(self.micro_norms)
+
 
 @dataclass(frozen=True, eq=False)
 class Profile:
