@@ -105,7 +105,7 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     for finding in diagnosis.findings:
         lines += [*_paragraph(f"{finding.severity.upper()} {finding.rule}: {finding.message}.", "")]
         lines += _paragraph(_evidence_line(finding), "  ")
-        lines += [f"  try {remedy.options}\n      ({remedy.why})" for remedy in finding.remedies]
+        lines += [f"  try {_options(remedy)}\n      ({remedy.why})" for remedy in finding.remedies]
         lines.append("")
     if not diagnosis.findings:
         lines += ["healthy: no rule found anything", ""]
@@ -127,6 +127,13 @@ def _evidence_line(finding: Finding) -> str:
     if finding.windows_seen > 1:
         text += f", {finding.windows_fired} of {finding.windows_seen} windows"
     return f"{text}: {numbers}{_layers(finding.layers)}"
+
+
+def _options(remedy: Remedy) -> str:
+    """The options, on several lines of one command where one is too short."""
+    if len(remedy.options) + len("  try ") <= _WIDTH:
+        return remedy.options
+    return remedy.options.replace(" --set ", " \\\n      --set ")
 
 
 def _layers(names: Sequence[str], most: int = 4) -> str:

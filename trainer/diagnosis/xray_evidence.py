@@ -64,7 +64,8 @@ class XRay:
         output_std: Deviation of all values of an output, shape (micro-batches, blocks),
             float64, as all arrays here are; not finite where a value is not.
         image_std: Deviation of a unit between images, the root mean square over units, shape
-            (micro-batches, blocks): what is left of the differences between images.
+            (micro-batches, blocks): what is left of the differences between images, and the
+            noise of dropout.
         saturated: Share of values where the block's activation is flat, shape (micro-batches,
             blocks); NaN for activations without bounds.
         gradient_rms: Root mean square of dL/da, shape (micro-batches, blocks).

@@ -25,6 +25,7 @@ from trainer.diagnosis.xray_step_rules import (
     clipping,
     diverging,
     noise_scale,
+    nonfinite_steps,
     overflow,
     regularizer,
     update_ratio,
@@ -40,6 +41,7 @@ XRAY_RULES: tuple[Callable[[XRay], list[Finding]], ...] = (
     vanishing,
     exploding,
     initialization,
+    nonfinite_steps,
     clipping,
     regularizer,
     update_ratio,
@@ -47,6 +49,8 @@ XRAY_RULES: tuple[Callable[[XRay], list[Finding]], ...] = (
     noise_scale,
 )
 _UNITS_OF_BAR = 3
+# In blocks: no network is as deep.
+_NO_TREND = 1e4
 
 
 def judge_xray(xray: XRay) -> Diagnosis:
@@ -181,19 +185,16 @@ def _bar(size: float, reference: float) -> str:
 
 def _prediction(name: str, profile: Profile) -> Iterator[str]:
     if not math.isfinite(profile.slope):
-        yield f"{name}: too few blocks with a signal for a trend"
+        yield f"{name:8} too few blocks with a signal for a trend"
         return
-    what = "vanished" if profile.slope < 0 else "exploded"
+    what = "vanish" if profile.slope < 0 else "explode"
     if profile.far_block:
-        fate = f"{what} at {profile.far_block}"
-    elif profile.far_at > 1e4:
+        fate = f"{what}{'s' if what.endswith('e') else 'es'} at {profile.far_block}"
+    elif profile.far_at > _NO_TREND:
         fate = "no trend"
     else:
-        fate = f"{what} after {profile.far_at:,.0f} blocks (here are {len(profile.blocks)})"
-    yield (
-        f"{name}: x{10**profile.slope:.2f} a block, {fate}; "
-        f"{profile.blocks[-1]} / {profile.blocks[0]} = {profile.ratio:.1e}"
-    )
+        fate = f"would {what} after {profile.far_at:,.0f} blocks ({len(profile.blocks)} here)"
+    yield f"{name:8} x{10**profile.slope:.3g} a block, x{profile.ratio:.3g} in all; {fate}"
 
 
 def _loss_line(xray: XRay) -> str:
@@ -204,20 +205,19 @@ def _loss_line(xray: XRay) -> str:
 
 
 def _noise_lines(xray: XRay) -> Iterator[str]:
-    scale, most = xray.noise_scale, xray.largest_noise_scale
+    scale, most, size = xray.noise_scale, xray.largest_noise_scale, xray.config.fit.batch_size
     if math.isnan(scale):
-        yield "gradient noise scale: not to be had, the gradient is zero or not finite"
+        yield "gradient noise scale: none, the gradient is zero or not finite"
     elif scale > most:
-        yield f"gradient noise scale: over {most:,.0f} images, which is all that these tell;"
-        yield f"  suggested batch size: {xray.config.fit.batch_size} (yours) or more"
+        yield f"gradient noise scale: over {most:,.0f} images, more than these few can tell"
+        yield f"  suggested batch size: large, {_round_size(most):,} if it fits (here {size:,})"
     else:
-        yield f"gradient noise scale: about {scale:.2g} images; it grows in training, so that"
-        yield f"  {_round_size(scale)} is the smallest sensible batch size (yours: " + (
-            f"{xray.config.fit.batch_size})"
-        )
+        yield f"gradient noise scale: about {scale:.2g} images, and it grows in training"
+        yield f"  suggested batch size: {_round_size(scale):,} or more (here {size:,})"
 
 
 def _round_size(scale: float) -> int:
+    """The nearest power of two."""
     return int(2 ** max(0, round(math.log2(max(scale, 1.0)))))
 
 

@@ -20,6 +20,7 @@ _RECTIFIED = Remedy(
 _HE = Remedy(
     "starts with the size that ReLUs keep", {"model.block.kernel_initializer": "he_normal"}
 )
+_BOUNDED = Remedy("bounds the whole gradient", {"optimizer.global_clipnorm": 1.0})
 _GLOROT = Remedy(
     "starts with the size that keeps both passes",
     {"model.block.kernel_initializer": "glorot_normal"},
@@ -27,54 +28,41 @@ _GLOROT = Remedy(
 
 
 def nonfinite(xray: XRay) -> list[Finding]:
-    """Outputs, gradients or losses that are NaN or infinite from the start.
+    """Outputs or gradients that are NaN or infinite before the first step.
 
     Formula: the first block in the order of computation with an output that is not finite;
-    else, the first in the order of the backward pass with such a dL/da (in float16: at a loss
-    scale of 1 or less, too); else the first of the ten steps whose loss or gradient is not
-    finite and that loss scaling did not skip.
+    else, the first in the order of the backward pass with such a dL/da (in float16: at every
+    loss scale down to 1).
     Threshold: one value.
     Source: every debugger has it; Lightning and big_vision stop on it.
     Wrong when: a loss is infinite on purpose.
     """
     outputs = ~np.isfinite(xray.output_std).all(axis=0)
     gradients = ~np.isfinite(xray.gradient_rms).all(axis=0)
-    steps = xray.steps
-    bad_steps = ~np.isfinite(steps.loss) | (~np.isfinite(steps.raw_norm) & ~steps.skipped)
-    layers: tuple[str, ...] = ()
-    if outputs.any():
-        layers = tuple(np.array(xray.blocks)[outputs])
-        what = f"the forward pass is not finite before the first step: first in {layers[0]}"
-    elif gradients.any():
-        layers = tuple(np.array(xray.blocks)[gradients][::-1])
-        what = f"the backward pass is not finite before the first step: first in {layers[0]}"
-    elif bad_steps.any():
-        what = f"the loss or the gradient is not finite at step {int(np.argmax(bad_steps))}"
-    else:
+    if not (outputs | gradients).any():
         return []
-    first = int(np.argmax(bad_steps)) if bad_steps.any() else 0
-    rate = xray.config.optimizer.learning_rate
-    remedies: tuple[Remedy, ...] = (
+    order = slice(None) if outputs.any() else slice(None, None, -1)
+    layers = tuple(np.array(xray.blocks)[outputs if outputs.any() else gradients][order])
+    wider = (
         Remedy("has the range of float32", {"runtime.precision": "mixed_bfloat16"}),
         Remedy("has range and digits", {"runtime.precision": "float32"}),
-        Remedy("scales the pixels", {"data.normalize": "per_channel"}),
     )
-    if not layers:
-        remedies = (
-            Remedy("takes smaller steps", {"optimizer.learning_rate": float(f"{rate / 10:.2g}")}),
-            Remedy("bounds the whole gradient", {"optimizer.global_clipnorm": 1.0}),
-        )
-    elif xray.config.runtime.precision != "mixed_float16":
-        remedies = remedies[2:]
     return [
         Finding(
             "nonfinite",
             "error",
-            what,
+            f"the {'forward' if outputs.any() else 'backward'} pass is not finite before the "
+            f"first step: first in {layers[0]}",
             layers,
-            (0, 0) if layers else (first, len(steps.loss) - 1),
-            {"blocks": float(len(layers))} if layers else {"steps": float(bad_steps.sum())},
-            remedies=(*remedies, _NORMALIZED, _HE),
+            (0, 0),
+            {"blocks": float(len(layers))},
+            {"blocks": 0.0},
+            remedies=(
+                *(wider if xray.config.runtime.precision == "mixed_float16" else ()),
+                Remedy("scales the pixels", {"data.normalize": "per_channel"}),
+                _NORMALIZED,
+                _HE,
+            ),
         )
     ]
 
@@ -243,7 +231,7 @@ def exploding(xray: XRay) -> list[Finding]:
                 _RESIDUAL,
                 _NORMALIZED,
                 _HE,
-                Remedy("bounds the whole gradient", {"optimizer.global_clipnorm": 1.0}),
+                *(() if xray.clipping else (_BOUNDED,)),
                 Remedy("starts with small steps", {"schedule.warmup_epochs": 1}),
             ),
         )

@@ -10,6 +10,8 @@ from trainer.diagnosis.evidence import nan_median
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy, Severity
 from trainer.diagnosis.xray_evidence import XRay
 
+_IDLE = 100.0
+
 
 def overflow(xray: XRay) -> list[Finding]:
     """Loss scaling that never finds a scale.
@@ -41,12 +43,49 @@ def overflow(xray: XRay) -> list[Finding]:
     ]
 
 
+def nonfinite_steps(xray: XRay) -> list[Finding]:
+    """A first step that is in order, and a later one whose loss is NaN or infinite.
+
+    Formula: the first of the ten steps whose loss or gradient is not finite and that loss
+    scaling did not skip.
+    Threshold: one step.
+    Source: every debugger has it; Lightning and big_vision stop on it.
+    Wrong when: never; but where the passes explode already before the first step, it is these
+    that are to be mended.
+    """
+    steps = xray.steps
+    is_bad = ~np.isfinite(steps.loss) | (~np.isfinite(steps.raw_norm) & ~steps.skipped)
+    if not is_bad.any() or not np.isfinite(xray.gradient_rms).all():
+        return []
+    step = int(np.argmax(is_bad))
+    rate = float(steps.learning_rate[step])
+    peak = xray.config.optimizer.learning_rate
+    return [
+        Finding(
+            "nonfinite",
+            "error",
+            f"the loss or the gradient is not finite at step {step}, at a learning rate of "
+            f"{rate:.3g}",
+            (),
+            (step, step),
+            {"learning_rate": rate},
+            remedies=(
+                Remedy(
+                    "takes smaller steps", {"optimizer.learning_rate": float(f"{peak / 10:.2g}")}
+                ),
+                Remedy("bounds the whole gradient", {"optimizer.global_clipnorm": 1.0}),
+            ),
+        )
+    ]
+
+
 def clipping(xray: XRay) -> list[Finding]:
-    """A bound that leaves hardly anything of the gradient.
+    """A bound that leaves hardly anything of the gradient, or that never acts.
 
     Formula: median over the steps of the whole gradient's norm after clipping over before.
-    Threshold: a warning below 0.1, an error below 0.01; a note where the optimizer
-    normalizes its steps (Adam, Lion, Muon).
+    Threshold: a warning below 0.1, an error below 0.01; a note where the steps are of a usual
+    size all the same: their update ratio, at the peak learning rate, is above 1e-4. A note
+    where the bound is over a hundred times the largest norm.
     Source: the project's own; Pascanu et al. 2013 clip what is rare.
     Wrong when: the gradient is large in the first steps alone.
     """
@@ -58,10 +97,26 @@ def clipping(xray: XRay) -> list[Finding]:
     if not known.any():
         raise CannotJudge("no step has a finite gradient")
     left = float(np.median(xray.steps.clipped_norm[known] / raw[known]))
+    if bound > _IDLE * raw[known].max() and name != "clipvalue":
+        return [
+            Finding(
+                "clipping",
+                "note",
+                f"{name}: {bound:g} is over {_IDLE:.0f} times the largest norm, "
+                f"{raw[known].max():.3g}: it could be left out",
+                (),
+                _all_steps(xray),
+                {"largest_norm": float(raw[known].max())},
+                {"largest_norm": bound / _IDLE},
+                remedies=(Remedy("says what happens", {f"optimizer.{name}": None}),),
+            )
+        ]
     if left >= 0.1:
         return []
     severity: Severity = "error" if left < 0.01 else "warning"
-    if xray.config.optimizer.kind in ("adam", "adamw", "lion", "muon"):
+    ratios = _ratios_at_peak(xray)
+    if len(ratios) and np.median(ratios) > 1e-4:
+        # What is clipped at every step is no smaller than it is meant to be, only rescaled.
         severity = "note"
     usual = float(f"{np.percentile(raw[known], 90):.2g}")
     return [
@@ -74,7 +129,9 @@ def clipping(xray: XRay) -> list[Finding]:
             _all_steps(xray),
             {"left": left},
             {"left": 0.01 if left < 0.01 else 0.1},
-            remedies=(
+            remedies=()
+            if severity == "note"
+            else (
                 Remedy(
                     "clips one step in ten",
                     {f"optimizer.{name}": None, "optimizer.global_clipnorm": usual},
@@ -134,16 +191,12 @@ def update_ratio(xray: XRay) -> list[Finding]:
     Muon on kernels of fixed norm takes 0.1 on purpose.
     Wrong when: weights start at zero, or a pre-trained model is only to be touched.
     """
-    steps = xray.steps
-    taken = ~steps.skipped & (steps.learning_rate > 0)
-    ratios = nan_median(steps.update_ratios[taken], axis=1)
-    ratios = ratios[np.isfinite(ratios)]
-    if not len(ratios):
+    ratios = nan_median(xray.steps.update_ratios, axis=1)
+    at_peak = _ratios_at_peak(xray)
+    if not len(at_peak):
         raise CannotJudge("no step was taken with finite weights")
     peak = xray.config.optimizer.learning_rate
-    largest = float(ratios.max())
-    at_peak = steps.learning_rate[taken][: len(ratios)] / peak
-    usual = float(np.median(ratios / at_peak))
+    largest, usual = float(ratios[np.isfinite(ratios)].max()), float(np.median(at_peak))
     if largest > 0.5:
         value, word, bound, factor = largest, "large", 0.5, 0.1
     elif usual < 1e-5:
@@ -237,6 +290,14 @@ def noise_scale(xray: XRay) -> list[Finding]:
             remedies=(Remedy("averages more of the noise", {"fit.batch_size": larger}),),
         )
     ]
+
+
+def _ratios_at_peak(xray: XRay) -> np.ndarray:
+    """Median update ratio of each step that was taken, as the peak learning rate would have it."""
+    steps = xray.steps
+    ratios = nan_median(steps.update_ratios, axis=1)
+    taken = ~steps.skipped & (steps.learning_rate > 0) & np.isfinite(ratios)
+    return ratios[taken] * (xray.config.optimizer.learning_rate / steps.learning_rate[taken])
 
 
 def _all_steps(xray: XRay) -> tuple[int, int]:
