@@ -1,8 +1,8 @@
 """Look at a model before its training is paid for: a few batches, and ten real steps.
 
 The pieces are those of the training: the same data, model, loss, optimizer and schedule.
-Two things are its own, for the sake of time: the batches can be smaller, and the graph is
-not optimized, for each of these costs a deep network more than all of its steps here.
+Two things differ, to be done in seconds: batches can be smaller, and the graph is left as it
+was traced, for to optimize that of a deep network takes longer than all its steps here.
 """
 
 from __future__ import annotations
