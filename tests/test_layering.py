@@ -36,7 +36,7 @@ FLOORS = (
     {"recovery"},
     {"fitting", "evaluate", "doctor_checks"},
     {"train", "export", "doctor"},
-    {"classifiers"},
+    {"classifiers", "xray"},
     {"predict"},
     {"cli"},
     # The package's own doors: `import trainer` and `python -m trainer`.

@@ -132,7 +132,9 @@ def _read_files(folder: Path, layout: _Layout, part: Part) -> tuple[np.ndarray, 
     for i, name in enumerate(files):
         rows = slice(i * IMAGES_PER_FILE, (i + 1) * IMAGES_PER_FILE)
         pixels, labels[rows] = layout.read_batch(folder / name)
-        images[rows] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        # A channel at a time: NumPy takes several times as long to transpose them at once.
+        for channel in range(3):
+            images[rows, ..., channel] = pixels.reshape(-1, 3, 32, 32)[:, channel]
     return images, labels
 
 

@@ -1,4 +1,4 @@
-"""Set a validation split aside from the training images."""
+"""The images that a run trains on, and those set aside for validation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainer.data.sources import Split
+from trainer.config import Config
+from trainer.data.sources import Split, load_split
 from trainer.errors import DataError
+
+
+def load_training_images(config: Config) -> Split:
+    """Load what a run of this config trains on, without the validation images.
+
+    Raises:
+        ConfigError, DataError: As `load_split` and `split_off_validation` do.
+    """
+    split = load_split(config.data, "train", config.seed)
+    return split_off_validation(split, config.data.validation_split, config.seed)[0]
 
 
 def split_off_validation(split: Split, fraction: float, seed: int) -> tuple[Split, Split | None]:

@@ -79,14 +79,14 @@ def diagnose(evidence: Evidence) -> Diagnosis:
             not_judged[each.id] = str(reason)
     findings.sort(key=lambda f: (SEVERITIES.index(f.severity), RULES[f.rule].rank))
     return Diagnosis(
-        tuple(_with_possible_remedies(finding, evidence.config) for finding in findings),
+        tuple(with_possible_remedies(finding, evidence.config) for finding in findings),
         not_judged,
         len(RULES) - len(not_judged),
         evidence.missing,
     )
 
 
-def _with_possible_remedies(finding: Finding, config: Config | None) -> Finding:
+def with_possible_remedies(finding: Finding, config: Config | None) -> Finding:
     """Leave out what changes nothing in this config, or does not fit it."""
     if config is None:
         return finding
@@ -114,7 +114,7 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     for finding in diagnosis.findings:
         lines += [*_paragraph(f"{finding.severity.upper()} {finding.rule}: {finding.message}.", "")]
         lines += _paragraph(_evidence_line(finding), "  ")
-        lines += [f"  try {remedy.options}\n      ({remedy.why})" for remedy in finding.remedies]
+        lines += [f"  try {_options(remedy)}\n      ({remedy.why})" for remedy in finding.remedies]
         lines.append("")
     if not diagnosis.findings:
         lines += ["healthy: no rule found anything", ""]
@@ -140,8 +140,17 @@ def _evidence_line(finding: Finding) -> str:
     if not finding.windows_seen:
         return f"{numbers}{_layers(finding.layers)}"
     first, last = finding.steps
-    text = f"steps {first:,} to {last:,}, {finding.windows_fired} of {finding.windows_seen} windows"
+    text = f"steps {first:,} to {last:,}"
+    if finding.windows_seen > 1:
+        text += f", {finding.windows_fired} of {finding.windows_seen} windows"
     return f"{text}: {numbers}{_layers(finding.layers)}"
+
+
+def _options(remedy: Remedy) -> str:
+    """The options, on several lines of one command where one is too short."""
+    if len(remedy.options) + len("  try ") <= _WIDTH:
+        return remedy.options
+    return remedy.options.replace(" --set ", " \\\n      --set ")
 
 
 def _layers(names: Sequence[str], most: int = 4) -> str:
