@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors"},
     {"config", "run_dir", "recorded_steps"},
-    {"gradient_log", "machine", "runtime_choices", "pixels", "views", "terminal"},
+    {"gradient_log", "named_arrays", "machine", "runtime_choices", "pixels", "views", "terminal"},
     {"diagnosis"},
     {
         "runtime",
@@ -24,6 +24,10 @@ FLOORS = (
         "normalization",
         "schedules",
         "gradient_stats",
+        "bounded_values",
+        "keras_specs",
+        "loss_checks",
+        "saved_models",
         "progress",
         "quiet",
     },
@@ -31,7 +35,7 @@ FLOORS = (
     {"window_buffer"},
     {"gradient_hook"},
     {"models", "model_summary", "optimizers", "callbacks", "checkpoint"},
-    {"fitting", "evaluate", "doctor_checks"},
+    {"fitting", "evaluate", "doctor_checks", "diagnose_model"},
     {"train", "export", "doctor"},
     {"classifiers"},
     {"predict"},

@@ -34,6 +34,10 @@ _READABLE_VERSIONS = (1, 2)
 VARIABLES_FILE = "variables.json"
 WINDOWS_FILE = "windows.bin"
 
+# Last parts of the paths of weights that scale and shift, of whatever shape: a GRU and
+# attention have biases with two axes.
+_NOT_KERNELS = ("bias", "beta", "gamma", "alpha")
+
 _FRAME = struct.Struct("<4sIII")
 _MAGIC = b"GLW1"
 
@@ -56,7 +60,12 @@ class VariableInfo:
     @property
     def is_kernel(self) -> bool:
         """Whether this is a matrix or a convolution kernel, not a bias or a scale."""
-        return len(self.shape) >= 2
+        return len(self.shape) >= 2 and not self.path.endswith(_NOT_KERNELS)
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether rows of this table are picked, and no input is multiplied with it."""
+        return self.path.rsplit("/", 1)[-1] == "embeddings"
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class LogHeader:
     """What `variables.json` says.
 
     Attributes:
-        variables: In order of creation, which is the order of depth.
+        variables: In order of creation.
         clipping: `{"clipnorm": 1.0}` or alike; empty without clipping.
         every_steps: Every n-th step was recorded.
         moments_every_steps: Of those, every n-th was recorded in full.
@@ -76,6 +85,9 @@ class LogHeader:
         activations_every_steps: Activations of every n-th recorded step; 0 is never.
         activation_images: Activations are those of so many images of each replica's
             share of the batch; None is the whole batch.
+        outputs: Those of `activations` whose own activation makes what the model returns.
+        order: Indices of the variables in the order in which the forward pass uses them;
+            empty if that is not known.
     """
 
     variables: tuple[VariableInfo, ...]
@@ -88,11 +100,19 @@ class LogHeader:
     activations: tuple[str, ...] = ()
     activations_every_steps: int = 0
     activation_images: int | None = None
+    outputs: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Path of each variable."""
         return tuple(variable.path for variable in self.variables)
+
+    @property
+    def kernels(self) -> np.ndarray:
+        """Indices of the kernels among the variables, first layer first."""
+        order = self.order or range(len(self.variables))
+        return np.array([i for i in order if self.variables[i].is_kernel], np.int64)
 
 
 class GradientLogWriter:
@@ -216,7 +236,7 @@ class GradientLog:
     @property
     def kernels(self) -> np.ndarray:
         """Indices of the kernels among the variables, first layer first."""
-        return np.flatnonzero([variable.is_kernel for variable in self.header.variables])
+        return self.header.kernels
 
 
 def first_to_last_ratio(raw_norm: np.ndarray, kernels: np.ndarray) -> float:
@@ -262,8 +282,9 @@ def _read_header(path: Path) -> LogHeader:
                 f"{' and '.join(map(str, _READABLE_VERSIONS))}. "
                 f"Received: format_version={version}"
             )
-        activations = tuple(values.pop("activations", ()))
-        return LogHeader(variables=variables, activations=activations, **values)
+        for name in ("activations", "outputs", "order"):
+            values[name] = tuple(values.get(name, ()))
+        return LogHeader(variables=variables, **values)
     except FileNotFoundError:
         raise RunDirectoryError(
             f"{path.parent}: no gradient log here (no {path.name}). Was the run made with "

@@ -18,16 +18,17 @@ def diverging(evidence: Evidence) -> list[Finding]:
     """A loss that rises and stays up.
 
     Formula: median loss of the last fifth of the windows over the smallest median loss of
-    a window.
-    Threshold: 1.5, and a rise of at least 0.1 * ln(classes) (0.2 where those are not known).
+    a window. Of a loss that can be negative, the rise over the size of the smallest one.
+    Threshold: 1.5 (a rise of 0.5), and a rise of at least 0.1 * ln(classes), or of a tenth of
+    the first loss where those are not known.
     Source: trainproof, end over minimum 1.5; TheDeepChecker, twice the minimum.
     Wrong when: the task gets harder on the way (curriculum, larger crops).
     """
     losses, windows = _losses(evidence)
     late = float(np.median(losses[-max(1, len(losses) // 5) :]))
     best = float(losses.min())
-    rise = 0.1 * math.log(evidence.num_classes) if evidence.data is not None else 0.2
-    if late <= 1.5 * best or late - best < rise:
+    scale = abs(losses[0]) if evidence.data is None else math.log(evidence.num_classes)
+    if late - best <= max(0.5 * abs(best), 0.1 * scale):
         return []
     start = windows[int(losses.argmin())]
     return [
@@ -37,9 +38,9 @@ def diverging(evidence: Evidence) -> list[Finding]:
             f"the loss has risen from {best:.3g} to {late:.3g}",
             (),
             (int(evidence.gradients.window_steps[start, 1]), evidence.steps_of(windows)[1]),
-            {"end_over_best": late / best if best else math.inf},
+            {"end_over_best": late / best if best > 0 else math.inf},
             {"end_over_best": 1.5},
-            int(np.sum(losses > 1.5 * best)),
+            int(np.sum(losses > best + 0.5 * abs(best))),
             len(losses),
             (
                 _rate(evidence, 0.1),
@@ -54,15 +55,19 @@ def diverging(evidence: Evidence) -> list[Finding]:
 def no_learning(evidence: Evidence) -> list[Finding]:
     """A loss that hardly falls.
 
-    Formula: smallest median loss of a window over that of the first window, and the
-    training accuracy of the last epoch over chance.
-    Threshold: above 0.95, and below 1.5 times chance, over at least 100 steps.
+    Formula: fall from the median loss of the first window to the smallest one, over the
+    size of the first; and the training accuracy of the last epoch over chance. Where the
+    data are not known, the smallest over the loss of the first five steps, or, if it is
+    known, over that of the best constant answer.
+    Threshold: a fall below 0.05, and an accuracy below 1.5 times chance, or a loss above 0.8
+    of that of the first steps, or above 0.9 of that of a constant; over at least 100 steps.
     Source: trainproof and TheDeepChecker, an improvement below 5 %.
-    Wrong when: the training goes on from a trained model.
+    Wrong when: the training goes on from a trained model, and nothing tells.
     """
     losses, windows = _losses(evidence)
-    fall = float(losses.min() / losses[0])
-    if fall <= 0.95:
+    best = float(losses.min())
+    fall = (losses[0] - best) / abs(losses[0]) if losses[0] else 0.0
+    if fall >= 0.05 or (evidence.data is None and _has_learned(evidence, best)):
         return []
     if evidence.history and "accuracy" in evidence.history[-1]:
         accuracy = max(row.get("accuracy", 0.0) for row in evidence.history)
@@ -76,13 +81,25 @@ def no_learning(evidence: Evidence) -> list[Finding]:
             f"{losses.min():.4g} later",
             (),
             evidence.steps_of(windows),
-            {"best_over_first": fall},
+            {"best_over_first": 1.0 - fall},
             {"best_over_first": 0.95},
             len(losses),
             len(losses),
             (_rate(evidence, 0.1), _rate(evidence, 10.0)),
         )
     ]
+
+
+def _has_learned(evidence: Evidence, best: float) -> bool:
+    """Whether a loss is low, though it does not fall from window to window."""
+    nothing = evidence.loss_of_knowing_nothing
+    if nothing is not None:
+        return best < nothing - 0.1 * abs(nothing)
+    steps = evidence.gradients.steps
+    if steps["step"][0] != 0:
+        return False
+    first = float(np.median(steps["loss"][:5]))
+    return best < first - 0.2 * abs(first)
 
 
 @rule("overfitting", rank=70)

@@ -33,9 +33,12 @@ def stuck(evidence: Evidence) -> list[Finding]:
     is_cut = [not variables[index].connected for index in found]
     kernels = [index for index in found if variables[index].is_kernel]
     paths = tuple(variables[index].path for index in [*kernels, *(set(found) - set(kernels))])
+    has_gradient = (log.stat("raw_norm/max")[np.ix_(windows, found)] > 0).any(axis=0)
     why = (
         "the loss does not depend on them"
         if all(is_cut)
+        else "they have a gradient, and their steps are lost in rounding"
+        if all(has_gradient)
         else "their gradient is exactly zero"
         if not any(is_cut)
         else f"the loss does not depend on {sum(is_cut)} of them, the others' gradient is zero"
@@ -66,7 +69,8 @@ def update_ratio(evidence: Evidence) -> list[Finding]:
     Formula: norm of the update over norm of the weight, median over the kernels. Too large:
     of the largest of a window, in any window, the first ones too, for large steps soon make
     the weights so large that they look small. Too small: of the median of a window, where
-    the schedule has not brought the learning rate below a tenth.
+    the schedule has not brought the learning rate below a tenth, if no window of the first
+    quarter has more: steps that get small later have arrived somewhere, or are stuck.
     Threshold: above 0.5 in one window, or below 1e-5 in 60 % of them. 1e-3 is usual.
     Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-5 and 1e-1; 0.5 here, for
     Muon on kernels of fixed norm takes 0.1 on purpose.
@@ -80,7 +84,11 @@ def update_ratio(evidence: Evidence) -> list[Finding]:
     findings = []
     if too_large.any():
         findings.append(_off_size(evidence, "large", largest, too_large, every, 0.5))
-    if too_small.sum() >= PERSISTENT * len(active):
+    first = nan_median(
+        evidence.kernels("update_ratio/median", every[: len(every) // 4 + 1]), axis=1
+    )
+    was_larger = bool((first >= 1e-5).any())
+    if too_small.sum() >= PERSISTENT * len(active) and not was_larger:
         findings.append(_off_size(evidence, "small", usual, too_small, active, 1e-5))
     return findings
 
