@@ -42,8 +42,8 @@ def activation_layers(
 
     By default those are, of the model's own layers and of those of models inside it,
     in the model's order: every layer with layers of its own and weights (a block, an
-    LSTM, attention), every activation layer, dot-product attention, and every other layer whose `activation`
-    is not linear.
+    LSTM, attention), every activation layer, dot-product attention, and every other layer
+    whose `activation` is not linear.
 
     Args:
         model: Any Keras model; its layers must exist, their weights need not.

@@ -115,9 +115,10 @@ def _load(trial: Trial) -> tuple[keras.Model, Any, keras.optimizers.Optimizer]:
         loss = getattr(model, "loss", None)
         if isinstance(loss, str):
             loss = build_loss(loss, custom)
-    if optimizer is None and model.optimizer is not None:
+    saved = getattr(model, "optimizer", None)
+    if optimizer is None and saved is not None:
         # Without the state that it was saved in, whose schedule may have come to its end.
-        config = keras.optimizers.serialize(model.optimizer)
+        config = keras.optimizers.serialize(saved)
         optimizer = keras.optimizers.deserialize(config, custom_objects=custom)
     missing = [
         option
@@ -135,7 +136,7 @@ def _load(trial: Trial) -> tuple[keras.Model, Any, keras.optimizers.Optimizer]:
 
 
 def _input_names(model: keras.Model) -> list[str]:
-    return list(getattr(model, "input_names", None) or [])
+    return [each.name for each in getattr(model, "inputs", None) or []]
 
 
 def _output_names(model: keras.Model, loss: Any) -> list[str]:

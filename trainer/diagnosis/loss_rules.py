@@ -19,16 +19,18 @@ def diverging(evidence: Evidence) -> list[Finding]:
 
     Formula: median loss of the last fifth of the windows over the smallest median loss of
     a window. Of a loss that can be negative, the rise over the size of the smallest one.
-    Threshold: 1.5 (a rise of 0.5), and a rise of at least 0.1 * ln(classes), or of a tenth of
-    the first loss where those are not known.
+    Threshold: 1.5 (a rise of 0.5), and a rise of at least 0.1 * ln(classes), or of 0.3 of the
+    first loss where those are not known.
     Source: trainproof, end over minimum 1.5; TheDeepChecker, twice the minimum.
     Wrong when: the task gets harder on the way (curriculum, larger crops).
     """
     losses, windows = _losses(evidence)
     late = float(np.median(losses[-max(1, len(losses) // 5) :]))
     best = float(losses.min())
-    scale = abs(losses[0]) if evidence.data is None else math.log(evidence.num_classes)
-    if late - best <= max(0.5 * abs(best), 0.1 * scale):
+    rise = 0.3 * abs(losses[0])
+    if evidence.data is not None:
+        rise = 0.1 * math.log(evidence.num_classes)
+    if late - best <= max(0.5 * abs(best), rise):
         return []
     start = windows[int(losses.argmin())]
     return [
