@@ -213,7 +213,7 @@ ILL: dict[str, tuple[Case, str]] = {
     "forgetful recurrence": (
         (
             lambda: recurrent(
-                layers.SimpleRNN, 2, 2, units=2, recurrent_initializer=normal(1e-3)
+                layers.SimpleRNN, 1, 2, units=2, recurrent_initializer=normal(1e-3)
             ),
             lambda: sgd(0.01), LOGITS, memories, 10,
         ),

@@ -15,7 +15,8 @@ def stuck(evidence: Evidence) -> list[Finding]:
     """Variables that never move.
 
     Formula: largest norm of the update over all windows is 0, while the learning rate is
-    not; the loss does not depend on the variable, or its gradient is exactly 0.
+    not; the loss does not depend on the variable, or its gradient is exactly 0. Steps of a
+    gradient that are lost in rounding are for `vanishing` and `update_ratio` to say.
     Threshold: 0, over at least 10 steps. An error if any kernel is among them.
     Source: SageMaker Debugger, UnchangedTensor; constant initializations (Goodfellow et al.
     2016, section 8.4) do it.
@@ -27,18 +28,16 @@ def stuck(evidence: Evidence) -> list[Finding]:
         raise CannotJudge("the learning rate is 0")
     variables = log.header.variables
     still = (log.stat("update_norm/max")[windows] == 0).all(axis=0)
+    still &= ~(log.stat("raw_norm/max")[windows] > 0).any(axis=0)
     found = np.flatnonzero(still)
     if not len(found):
         return []
     is_cut = [not variables[index].connected for index in found]
     kernels = [index for index in found if variables[index].is_kernel]
     paths = tuple(variables[index].path for index in [*kernels, *(set(found) - set(kernels))])
-    has_gradient = (log.stat("raw_norm/max")[np.ix_(windows, found)] > 0).any(axis=0)
     why = (
         "the loss does not depend on them"
         if all(is_cut)
-        else "they have a gradient, and their steps are lost in rounding"
-        if all(has_gradient)
         else "their gradient is exactly zero"
         if not any(is_cut)
         else f"the loss does not depend on {sum(is_cut)} of them, the others' gradient is zero"
