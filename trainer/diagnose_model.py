@@ -236,7 +236,7 @@ class _Batches(keras.utils.PyDataset):
 def _fed(arrays: Arrays) -> Any:
     """What Keras takes for arrays in the order of a model's inputs or outputs."""
     values = list(arrays.values())
-    return values[0] if len(values) == 1 else values
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _not_finite(path: Path, name: str, count: int, row: int) -> Finding:
