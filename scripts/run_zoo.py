@@ -11,13 +11,15 @@ at a time, one thread each. The table goes to `configs/zoo/results.md`.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +63,9 @@ def expected_of(path: Path) -> str:
     return found[1]
 
 
-def run(task: tuple[Path, int]) -> Outcome:
-    """Train one config with one seed and diagnose it."""
-    path, seed = task
+def run(task: tuple[Path, int, Path | None]) -> Outcome:
+    """Train one config with one seed, if it is not kept from before, and diagnose it."""
+    path, seed, keep = task
     from trainer.config import load_config
     from trainer.diagnosis.evidence import Evidence
     from trainer.diagnosis.judge import diagnose
@@ -78,15 +80,24 @@ def run(task: tuple[Path, int]) -> Outcome:
 
     started = time.perf_counter()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    with tempfile.TemporaryDirectory() as folder:
-        # A run that stops on what it is sick of has its log all the same.
-        with suppress(TrainerError):
-            train(load_config(path, [f"seed={seed}"]), runs_dir=Path(folder), command=["run_zoo"])
-        [directory] = Path(folder).iterdir()
+    with ExitStack() as stack:
+        if keep is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = keep / f"{path.stem}-{seed}"
+        ends = ("done", "failed")
+        if not any(
+            json.loads(each.read_text())["state"] in ends for each in folder.glob("*/status.json")
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+            # A run that stops on what it is sick of has its log all the same.
+            with suppress(TrainerError):
+                train(load_config(path, [f"seed={seed}"]), runs_dir=folder, command=["run_zoo"])
+            keras.backend.clear_session()
+        [directory] = folder.iterdir()
         found = RunDir.open(directory)
         diagnosis = diagnose(Evidence.of_run(found))
         last = (read_history(found.history) or [{}])[-1]
-    keras.backend.clear_session()
     return Outcome(
         path.stem,
         seed,
@@ -105,6 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of names")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="keep runs here, and train none that is there")
     parser.add_argument("--output", type=Path, default=ZOO / "results.md")
     arguments = parser.parse_args()
 
@@ -113,7 +125,7 @@ def main() -> None:
         for path in sorted(ZOO.glob("*.yaml"))
         if path.stem != "base_zoo" and path.stem.startswith(tuple(arguments.only))
     ]
-    tasks = [(path, seed) for path in paths for seed in range(arguments.seeds)]
+    tasks = [(path, seed, arguments.keep) for path in paths for seed in range(arguments.seeds)]
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
     outcomes = []
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:

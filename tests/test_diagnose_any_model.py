@@ -217,7 +217,7 @@ ILL: dict[str, tuple[Case, str]] = {
             ),
             lambda: sgd(0.01), LOGITS, memories, 10,
         ),
-        "no_learning",
+        "plateau",
     ),
     "shut gates inside": (
         (
@@ -227,7 +227,7 @@ ILL: dict[str, tuple[Case, str]] = {
         "saturated",
     ),
     "a far too large rate": (
-        (lambda: recurrent(layers.LSTM), lambda: adam(100.0), LOGITS, series, 2), "update_ratio",
+        (lambda: recurrent(layers.LSTM), lambda: adam(100.0), LOGITS, series, 2), "large_updates",
     ),
     "dead": (
         (lambda: dense("relu", "relu", bias_initializer=DEAD), adam, LOGITS, blobs, 3), "dead"
@@ -238,10 +238,10 @@ ILL: dict[str, tuple[Case, str]] = {
         "saturated",
     ),
     "a far too small rate": (
-        (lambda: transformer(), lambda: adam(1e-9), SHARES, tokens, 3), "update_ratio",
+        (lambda: transformer(), lambda: adam(1e-9), SHARES, tokens, 3), "small_updates",
     ),
     "steps lost in rounding": (
-        (lambda: dense("relu", "relu"), lambda: sgd(1e-11), LOGITS, blobs, 3), "update_ratio",
+        (lambda: dense("relu", "relu"), lambda: sgd(1e-11), LOGITS, blobs, 3), "small_updates",
     ),
     "regression that bursts": (
         (lambda: dense("relu", units=1), lambda: sgd(1.0), "mse", lines, 2), "nonfinite"

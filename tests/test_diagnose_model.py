@@ -176,7 +176,7 @@ def test_the_verb_answers_in_json_with_the_code_of_the_verdict(tmp_path: Path) -
     assert answer.returncode == 1, answer.stderr
     value = json.loads(answer.stdout)
     assert value["verdict"] == "unhealthy"
-    [remedies] = [f["remedies"] for f in value["findings"] if f["rule"] == "update_ratio"]
+    [remedies] = [f["remedies"] for f in value["findings"] if f["rule"] == "small_updates"]
     assert remedies[0] == {
         "why": "a learning rate of 1e-08: takes larger steps",
         "patch": {},

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from trainer.gradient_log import (
     VariableInfo,
     first_to_last_ratio,
 )
+from trainer.log_frames import LogWindow
 from trainer.recorded_steps import (
     ACTIVATIONS,
     MOMENTS,
@@ -58,14 +61,15 @@ def make_window(first_step: int, num_steps: int = 4, seed: int = 0) -> RecordedS
     moments[1::2] = np.nan
     activations = generator.random((num_steps, 2, len(ACTIVATIONS))).astype(np.float32)
     activations[1::2] = np.nan
-    return RecordedSteps(steps, norms, moments, activations)
+    dead_fraction = generator.random(2).astype(np.float32)
+    return RecordedSteps(steps, norms, moments, activations, dead_fraction)
 
 
 def write_log(directory: Path, windows: int = 3) -> list[RecordedSteps]:
     writer = GradientLogWriter(directory, HEADER)
     written = [make_window(4 * index) for index in range(windows)]
     for window in written:
-        writer.append(window)
+        writer.append(LogWindow.of(window))
     return written
 
 
@@ -145,14 +149,6 @@ def test_a_window_without_full_steps_has_no_moments() -> None:
     assert np.isfinite(summary["raw_norm/median"]).all()
 
 
-def test_an_empty_window_writes_nothing(tmp_path: Path) -> None:
-    write_log(tmp_path, 1)
-    size = (tmp_path / WINDOWS_FILE).stat().st_size
-    writer = GradientLogWriter(tmp_path, HEADER, resume_at=4)
-    writer.append(make_window(4, 0))
-    assert (tmp_path / WINDOWS_FILE).stat().st_size == size
-
-
 def test_an_unknown_statistic_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     write_log(tmp_path)
     with pytest.raises(KeyError, match=r"no statistic 'norm'; there are raw_norm/min, "):
@@ -181,7 +177,8 @@ def test_a_window_without_activations_is_nan_and_smaller(tmp_path: Path) -> None
         window = make_window(4 * index)
         if index == 1:
             window.activations[:] = np.nan
-        writer.append(window)
+            window = replace(window, dead_fraction=None)
+        writer.append(LogWindow.of(window))
         sizes.append((tmp_path / WINDOWS_FILE).stat().st_size)
     first, second, third = np.diff(sizes)
     assert first == third == second + 4 * len(WINDOW_ACTIVATIONS) * 2
@@ -215,48 +212,90 @@ def test_an_unknown_statistic_of_activations_is_refused_with_the_known_ones(
 # ---- other versions ----
 
 
-def write_format_1(directory: Path) -> list[RecordedSteps]:
-    """Write a log as it was before activations: the same frames, and a header without them."""
-    writer = GradientLogWriter(directory, replace(HEADER, activations=()))
-    windows = [replace(make_window(4 * i), activations=np.empty((0, 0, 6))) for i in range(3)]
+def write_old(directory: Path, version: int) -> list[RecordedSteps]:
+    """Write three windows as format 1 (without activations) or 2 has them, byte by byte."""
+    windows = [make_window(4 * index) for index in range(3)]
+    data = b""
     for window in windows:
-        writer.append(window)
-    path = directory / VARIABLES_FILE
-    values = json.loads(path.read_text())
-    for name in ("activations", "activations_every_steps", "activation_images"):
-        del values[name]
-    path.write_text(json.dumps({**values, "format_version": 1}))
+        names = [name for name in STEP_DTYPE.names if name != "replica_norm"]
+        rows = [struct.pack("<q8f", *(row[name] for name in names)) for row in window.steps]
+        payload = b"".join(rows) + window.summarize().tobytes()
+        if version == 2:
+            payload += window.summarize_activations()[:-1].tobytes()
+        data += struct.pack("<4sIII", b"GLW1", 4, len(payload), zlib.crc32(payload)) + payload
+    (directory / WINDOWS_FILE).write_bytes(data)
+    described = [
+        {"path": v.path, "shape": v.shape, "connected": v.connected} for v in HEADER.variables
+    ]
+    header = {
+        "format_version": version,
+        "variables": described,
+        "clipping": {"clipnorm": 1.0},
+        "every_steps": 2,
+        "moments_every_steps": 2,
+        "window_steps": 50,
+        "num_replicas": 1,
+        "has_loss": True,
+    }
+    if version == 2:
+        header |= {
+            "activations": ["stem_act", "block"],
+            "activations_every_steps": 2,
+            "activation_images": 16,
+        }
+    (directory / VARIABLES_FILE).write_text(json.dumps(header))
     return windows
 
 
 def test_a_log_of_format_1_reads_as_one_without_activations(tmp_path: Path) -> None:
-    windows = write_format_1(tmp_path)
+    windows = write_old(tmp_path, 1)
     log = GradientLog.read(tmp_path)
     assert log.problem is None
     assert log.header == LogHeader(
         VARIABLES, clipping={"clipnorm": 1.0}, every_steps=2, moments_every_steps=2
     )
-    np.testing.assert_array_equal(log.steps, np.concatenate([w.steps for w in windows]))
+    np.testing.assert_array_equal(
+        log.steps["loss"], np.concatenate([w.steps["loss"] for w in windows])
+    )
     np.testing.assert_array_equal(log.table[1], windows[1].summarize())
     assert log.activation("mean/max").shape == (3, 0)
 
 
-def test_a_run_of_format_1_goes_on_in_format_2_and_keeps_its_windows(tmp_path: Path) -> None:
-    windows = write_format_1(tmp_path)
-    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(make_window(8))
+def test_a_log_of_format_2_reads_as_one_without_noise_and_dead_units(tmp_path: Path) -> None:
+    windows = write_old(tmp_path, 2)
     log = GradientLog.read(tmp_path)
     assert log.problem is None
-    np.testing.assert_array_equal(log.steps[:8], np.concatenate([w.steps for w in windows[:2]]))
+    np.testing.assert_array_equal(log.steps["step"], np.arange(12))
+    assert np.isnan(log.steps["replica_norm"]).all()
+    np.testing.assert_array_equal(
+        log.activation_table[2, :-1], windows[2].summarize_activations()[:-1]
+    )
+    assert np.isnan(log.activation("dead_fraction")).all()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_run_of_an_old_format_goes_on_in_the_new_one_and_keeps_its_windows(
+    tmp_path: Path, version: int
+) -> None:
+    windows = write_old(tmp_path, version)
+    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(LogWindow.of(make_window(8)))
+    log = GradientLog.read(tmp_path)
+    assert log.problem is None
+    assert log.header == HEADER
+    kept = np.concatenate([w.steps["raw_norm"] for w in windows[:2]])
+    np.testing.assert_array_equal(log.steps["raw_norm"][:8], kept)
+    np.testing.assert_array_equal(np.isnan(log.steps["replica_norm"]), [True] * 8 + [False] * 4)
     means = log.activation("mean/median")
-    np.testing.assert_array_equal(np.isnan(means[:, 0]), [True, True, False])
+    np.testing.assert_array_equal(np.isnan(means[:, 0]), [version == 1] * 2 + [False])
+    np.testing.assert_array_equal(np.isnan(log.activation("dead_fraction")[:, 0]), [1, 1, 0])
 
 
 def test_another_format_is_refused_with_all_versions(tmp_path: Path) -> None:
     write_log(tmp_path)
     path = tmp_path / VARIABLES_FILE
     values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "format_version": 3}))
-    with pytest.raises(RunDirectoryError, match=r"of format 1 and 2\. Received: format_version=3"):
+    path.write_text(json.dumps({**values, "format_version": 9}))
+    with pytest.raises(RunDirectoryError, match=r"of format 1, 2, 3\. Received: format_version=9"):
         GradientLog.read(tmp_path)
 
 
@@ -385,7 +424,7 @@ def test_resuming_cuts_off_every_window_with_a_step_that_comes_again(
     windows = write_log(tmp_path)
     writer = GradientLogWriter(tmp_path, HEADER, resume_at)
     added = make_window(resume_at, seed=9)
-    writer.append(added)
+    writer.append(LogWindow.of(added))
     log = GradientLog.read(tmp_path)
     assert log.problem is None
     expected = [window.steps for window in windows[:kept]] + [added.steps]
@@ -396,7 +435,7 @@ def test_resuming_cuts_off_a_torn_window(tmp_path: Path) -> None:
     windows = write_log(tmp_path)
     path = tmp_path / WINDOWS_FILE
     path.write_bytes(path.read_bytes()[:-5])
-    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(make_window(8))
+    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(LogWindow.of(make_window(8)))
     log = GradientLog.read(tmp_path)
     assert log.problem is None
     np.testing.assert_array_equal(log.steps[:8], np.concatenate([w.steps for w in windows[:2]]))
@@ -422,7 +461,8 @@ def test_a_window_costs_bytes_by_steps_and_variables_and_not_by_parameters(
     for side in (2, 2000):
         directory = tmp_path / str(side)
         variables = tuple(VariableInfo(v.path, (side, side)) for v in VARIABLES)
-        GradientLogWriter(directory, replace(HEADER, variables=variables)).append(make_window(0))
+        writer = GradientLogWriter(directory, replace(HEADER, variables=variables))
+        writer.append(LogWindow.of(make_window(0)))
         sizes.append((directory / WINDOWS_FILE).stat().st_size)
     assert sizes[0] == sizes[1]
     values = len(WINDOW_STATS) * len(VARIABLES) + len(WINDOW_ACTIVATIONS) * len(HEADER.activations)

@@ -14,8 +14,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors"},
     {"config", "run_dir", "recorded_steps"},
+    {"log_frames"},
     {"gradient_log", "named_arrays", "machine", "runtime_choices", "pixels", "views", "terminal"},
     {"diagnosis"},
+    {"live"},
     {
         "runtime",
         "data",
@@ -32,9 +34,10 @@ FLOORS = (
         "quiet",
     },
     {"layers", "activation_stats", "activation_hook"},
-    {"window_buffer"},
+    {"window_buffer", "dead_units"},
     {"gradient_hook"},
     {"models", "model_summary", "optimizers", "callbacks", "checkpoint"},
+    {"recovery"},
     {"fitting", "evaluate", "doctor_checks", "diagnose_model"},
     {"train", "export", "doctor"},
     {"classifiers"},
@@ -44,7 +47,7 @@ FLOORS = (
     {"__init__", "__main__"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-FIRST_WITH_KERAS = 4
+FIRST_WITH_KERAS = 6
 FILES = {
     path: path.relative_to(ROOT / "trainer").with_suffix("").parts[0]
     for path in sorted((ROOT / "trainer").rglob("*.py"))

@@ -83,6 +83,17 @@ def test_what_two_replicas_record_is_what_one_device_sees(
     assert recorded["header"].clipping == CLIPPING[clipping]
 
 
+def test_the_norm_of_replicas_is_that_of_their_own_images(
+    results: dict[Any, dict[str, Any]],
+) -> None:
+    recorded = results["sgd", "none", "recorded"]["steps"]
+    norms = np.array(results["halves"]["norms"])
+    expected = np.sqrt(np.mean(norms**2))
+    assert recorded["replica_norm"][0] == pytest.approx(expected, rel=RTOL)
+    # Halves that are unlike have much of it as noise.
+    assert expected > 1.2 * recorded["raw_norm"][0]
+
+
 def test_a_network_with_synchronized_normalization_trains_like_on_one_device(
     results: dict[Any, dict[str, Any]],
 ) -> None:

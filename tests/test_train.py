@@ -50,6 +50,7 @@ def test_a_run_directory_holds_every_artifact(run: RunDir) -> None:
         "config.yaml",
         "environment.json",
         "data.json",
+        "train_digests.npy",
         "history.csv",
         "gradients",
         "checkpoints",

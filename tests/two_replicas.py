@@ -168,6 +168,19 @@ def on_two_devices(build: Compiled, data: Data, how: str, **options: Any) -> dic
     return result
 
 
+def norms_of_halves(build: Compiled, data: Data) -> list[float]:
+    """Gradient norm of each half of the first batch by itself, at the first weights."""
+    model = build()
+    norms = []
+    for part in np.split(np.arange(BATCH_SIZE), 2):
+        with tf.GradientTape() as tape:
+            logits = model(data[0][part], training=True)
+            loss = model.loss(data[1][part], logits) + tf.add_n(model.losses)
+        grads = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        norms.append(float(tf.linalg.global_norm(grads)))
+    return norms
+
+
 def run() -> dict[Any, dict[str, Any]]:
     results: dict[Any, dict[str, Any]] = {}
     data = unlike_halves()
@@ -179,6 +192,8 @@ def run() -> dict[Any, dict[str, Any]]:
             is_counterexample = optimizer == "adam" and clipping != "none"
             for how in ("hook", "recorded", *(["stock"] if is_counterexample else [])):
                 results[optimizer, clipping, how] = on_two_devices(build, data, how)
+
+    results["halves"] = {"norms": norms_of_halves(compiler(make_dense, "sgd", {}), data)}
 
     def network() -> keras.Model:
         return make_network("residual", {"kind": "batch", "synchronized": True}, dropout=0)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from trainer.activation_hook import ActivationHook, activation_layers
+from trainer.dead_units import DeadUnitProbe
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.judge import Diagnosis, diagnose
 from trainer.errors import NonFiniteError
 from trainer.gradient_hook import StepHook, clipping_of
 from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, first_to_last_ratio
+from trainer.log_frames import LogWindow
 from trainer.recorded_steps import ACTIVATIONS, RecordedSteps
-from trainer.window_buffer import WindowBuffer
+from trainer.window_buffer import WindowBuffer, describe
 
 
 class GradientRecorder(keras.callbacks.Callback):
@@ -63,11 +66,16 @@ class GradientRecorder(keras.callbacks.Callback):
         activation_images: Look at the first so many images of each replica's share of
             the batch; None is all, as it is where XLA compiles the step. In a step that
             is not finite, non-finite values are counted over all images.
+        probe: Inputs of the model, some dozen images along the first axis: at the end of
+            each window the units that are zero for all of them are counted, in a pass of
+            their own without training. None is no such pass.
         on_error: `"warn"` says once that a loss or a gradient is not finite;
             `"stop"` raises `NonFiniteError` at the end of that window.
         first_step: Number of the first step, when a training is resumed: the log in
             `directory` is then continued.
         warn: Called with a message for people; prints to standard error by default.
+        on_window: Called with the log's header and each window that was written to it;
+            may raise to end the training.
 
     Raises:
         NonFiniteError: From `fit`, if `on_error` is `"stop"`.
@@ -82,9 +90,11 @@ class GradientRecorder(keras.callbacks.Callback):
         activations_every_steps: int = 10,
         activation_layers: Sequence[str] | None = None,
         activation_images: int | None = 16,
+        probe: Any = None,
         on_error: Literal["warn", "stop"] = "warn",
         first_step: int = 0,
         warn: Callable[[str], None] | None = None,
+        on_window: Callable[[LogHeader, LogWindow], None] | None = None,
     ) -> None:
         super().__init__()
         self.directory = Path(directory)
@@ -94,15 +104,18 @@ class GradientRecorder(keras.callbacks.Callback):
         self.activations_every_steps = activations_every_steps
         self.activation_layers = activation_layers
         self.activation_images = activation_images
+        self.probe = probe
         self.on_error = on_error
         self.first_step = first_step
         self.health = float("nan")
         self._warn = warn
+        self.on_window = on_window
         self._has_warned = False
         self._pending_steps = 0
         self._hook: StepHook | None = None
         self._buffer: WindowBuffer | None = None
         self._activations: ActivationHook | None = None
+        self._probe: DeadUnitProbe | None = None
         self._writer: GradientLogWriter | None = None
         self._epoch_norms: list[np.ndarray] = []
 
@@ -166,6 +179,9 @@ class GradientRecorder(keras.callbacks.Callback):
             model.optimizer, self._buffer, self._activations, self._images_looked_at()
         )
         self._hook.install()
+        self._probe = None
+        if self.probe is not None and self._activations is not None:
+            self._probe = DeadUnitProbe(model, self._activations, self.probe)
         model.make_train_function(force=True)
 
     def _make_activation_hook(self) -> ActivationHook | None:
@@ -204,9 +220,11 @@ class GradientRecorder(keras.callbacks.Callback):
         if self._buffer is None:
             return
         self._pending_steps = 0
-        window = self._buffer.read()
-        if not len(window):
+        recorded = self._buffer.read()
+        if not len(recorded):
             return
+        if self._probe is not None:
+            recorded = replace(recorded, dead_fraction=self._probe.dead_fraction())
         if self._writer is None:
             hook = self._activations
             self._header = LogHeader(
@@ -222,11 +240,20 @@ class GradientRecorder(keras.callbacks.Callback):
                 activation_images=self._images_looked_at(),
                 outputs=() if hook is None else hook.output_paths,
                 order=() if hook is None else hook.order_of(self._buffer.weights),
+                probe_images=0 if self._probe is None else self._probe.num_images,
+                frozen=tuple(
+                    describe(variable)
+                    for variable in self.model.non_trainable_variables
+                    if len(variable.shape) > 1
+                ),
             )
             self._writer = GradientLogWriter(self.directory, self._header, self.first_step)
+        window = LogWindow.of(recorded)
         self._writer.append(window)
-        self._epoch_norms.append(window.norms[:, :, 0])
-        self._check_finite(window)
+        self._epoch_norms.append(recorded.norms[:, :, 0])
+        self._check_finite(recorded)
+        if self.on_window is not None:
+            self.on_window(self._header, window)
 
     def close(self) -> None:
         """Flush, and leave the model as it was; harmless when called again.
@@ -241,6 +268,7 @@ class GradientRecorder(keras.callbacks.Callback):
     def _uninstall(self) -> None:
         self._buffer = None
         self._activations = None
+        self._probe = None
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

@@ -35,8 +35,16 @@ class Checkpoint:
     step: int
 
 
-def save_checkpoint(directory: Path, model: keras.Model, step: int) -> Checkpoint:
+def save_checkpoint(
+    directory: Path, model: keras.Model, step: int, keep_step: int | None = None
+) -> Checkpoint:
     """Write the state of a compiled, built model and its optimizer.
+
+    Args:
+        directory: Of the run's checkpoints.
+        model: Whose state is written.
+        step: Training steps behind it.
+        keep_step: A checkpoint to keep beside the two newest.
 
     Raises:
         RunDirectoryError: If it cannot be written; older checkpoints are untouched.
@@ -52,7 +60,8 @@ def save_checkpoint(directory: Path, model: keras.Model, step: int) -> Checkpoin
 
     write_atomically(path, write)
     for old in list_checkpoints(directory)[:-_KEPT]:
-        old.path.unlink(missing_ok=True)
+        if old.step != keep_step:
+            old.path.unlink(missing_ok=True)
     return Checkpoint(path, step)
 
 
@@ -60,6 +69,13 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """Return the checkpoints of a run, oldest first."""
     paths = sorted(directory.glob("step-*.npz"))
     return [Checkpoint(path, int(path.stem.removeprefix("step-"))) for path in paths]
+
+
+def drop_checkpoints_after(directory: Path, step: int) -> None:
+    """Delete the checkpoints of later steps: no training shall go on from them."""
+    for checkpoint in list_checkpoints(directory):
+        if checkpoint.step > step:
+            checkpoint.path.unlink(missing_ok=True)
 
 
 def restore_latest(directory: Path, model: keras.Model) -> tuple[Checkpoint, list[str]]:

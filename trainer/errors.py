@@ -50,6 +50,12 @@ class NonFiniteError(TrainerError):
     exit_code = 3
 
 
+class UnhealthyError(TrainerError):
+    """The diagnosis of a running training found an error and was told to stop."""
+
+    exit_code = 1
+
+
 class InterruptedRun(TrainerError):
     """A signal ended the work before its end; what was saved before is whole.
 

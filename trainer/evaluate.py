@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import numpy as np
 
 import trainer.layers  # noqa: F401  (registers the layers that the model file names)
 from trainer.config import Config, load_config
+from trainer.data.facts import count_seen, image_digests
 from trainer.data.sources import Split, load_split
 from trainer.errors import DataError, RunDirectoryError
 from trainer.run_dir import RunDir, read_json, write_json
@@ -49,6 +50,8 @@ class Evaluation:
         confusion: Images by true class (rows) and predicted class (columns).
         source: Of the data.
         synthetic: Whether the images are drawn, not photographed.
+        seen_in_training: Images that equal one of the training images in every pixel; None
+            where the run does not say what it was trained on.
     """
 
     num_images: int
@@ -60,6 +63,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     source: str
     synthetic: bool
+    seen_in_training: int | None = None
 
 
 def load_run_model(run: RunDir) -> keras.Model:
@@ -106,9 +110,26 @@ def evaluate(run: RunDir) -> Evaluation:
     logits = single
     if views != "single":
         logits = predict_logits(model, split.images, config.fit.batch_size, views)
-    evaluation = measure(logits, split, config, single)
+    evaluation = replace(
+        measure(logits, split, config, single),
+        seen_in_training=_count_seen_in_training(run, split),
+    )
     write_json(run.evaluation, asdict(evaluation))
     return evaluation
+
+
+def _count_seen_in_training(run: RunDir, split: Split) -> int | None:
+    """None for a run of a version that kept no digests."""
+    if not run.train_digests.is_file():
+        return None
+    try:
+        train = np.load(run.train_digests)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunDirectoryError(
+            f"{run.train_digests}: this artifact is damaged ({error}). Delete it to evaluate the "
+            "run without looking for test images among its training images"
+        ) from error
+    return count_seen(image_digests(split.images), train)
 
 
 def predict_logits(
@@ -191,6 +212,16 @@ def _views_line(evaluation: Evaluation) -> list[str]:
     return [f"averaged over {evaluation.views} views; of single images: accuracy {single:.4f}"]
 
 
+def _seen_lines(evaluation: Evaluation) -> list[str]:
+    count = evaluation.seen_in_training
+    if not count:
+        return []
+    return [
+        f"warning: {count:,} of them ({count / evaluation.num_images:.2%}) equal a training image: "
+        "they measure memory"
+    ]
+
+
 def format_evaluation(evaluation: Evaluation) -> str:
     """Return the figures as text for people, within 80 columns for ten classes."""
     what = "SYNTHETIC test images" if evaluation.synthetic else "test images"
@@ -198,6 +229,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
         f"{evaluation.num_images:,} {what} of {evaluation.source}: "
         f"accuracy {evaluation.accuracy:.4f}, loss {evaluation.loss:.4f}",
         *_views_line(evaluation),
+        *_seen_lines(evaluation),
         "",
         f"{'class':12} {'images':>7} {'precision':>9} {'recall':>7} {'f1':>7}",
     ]

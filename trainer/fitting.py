@@ -22,19 +22,28 @@ from trainer.checkpoint import restore_latest, save_checkpoint
 from trainer.config import Config
 from trainer.data.pipeline import evaluation_batches, training_batches
 from trainer.data.sources import Split
-from trainer.errors import InterruptedRun
+from trainer.errors import InterruptedRun, NonFiniteError, UnhealthyError
 from trainer.gradient_hook import StepHook
+from trainer.live import LiveDiagnosis
 from trainer.progress import EpochLines
+from trainer.recovery import Recovery
 from trainer.run_dir import RunDir, read_history, write_history
 from trainer.terminal import say
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on and is validated with."""
+    """What a run trains on and is validated with.
+
+    Attributes:
+        train: With the labels that the model is shown.
+        validation: None if none is set aside.
+        num_wrong_labels: Training labels that `data.label_noise` has changed.
+    """
 
     train: Split
     validation: Split | None
+    num_wrong_labels: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,23 +65,43 @@ class Fitting:
     epoch_steps: int
 
     def fit_from(self, first_step: int) -> None:
-        """Train from a step, inside an epoch too, to the end of the last epoch."""
+        """Train from a step, inside an epoch too, to the end of the last epoch.
+
+        Raises:
+            NonFiniteError: If a loss or a gradient is not finite, and the config says so.
+            UnhealthyError: If the live diagnosis finds an error, and the config says so.
+            InterruptedRun: After a signal; a checkpoint was saved.
+        """
+        recovery = Recovery(self.config, self.run, self.model, self.epoch_steps, first_step)
+        gradients = self.config.gradients
+        live = None
+        if gradients.record and gradients.live:
+            live = LiveDiagnosis(self.run, self.config, say)
+        while True:
+            try:
+                self._fit_from(first_step, live, recovery)
+                return
+            except (NonFiniteError, UnhealthyError) as error:
+                first_step = recovery.go_back(error)
+
+    def _fit_from(self, first_step: int, live: LiveDiagnosis | None, recovery: Recovery) -> None:
         epoch, offset = divmod(first_step, self.epoch_steps)
         rows = read_history(self.run.history)[:epoch]
+        if live is not None:
+            live.go_back(first_step, rows)
+        watch = Watch(rows, live, recovery)
         if offset:
             # The rest of the interrupted epoch. `fit` ends by putting the average of the
             # weights in their place where one is kept: go back to what trains.
-            self._fit(first_step, epoch, epoch + 1, self.epoch_steps - offset, rows)
+            self._fit(first_step, epoch, epoch + 1, self.epoch_steps - offset, watch)
             epoch += 1
             if epoch < self.config.fit.epochs:
                 restore_latest(self.run.checkpoints, self.model)
         if epoch < self.config.fit.epochs:
             first_step = epoch * self.epoch_steps
-            self._fit(first_step, epoch, self.config.fit.epochs, self.epoch_steps, rows)
+            self._fit(first_step, epoch, self.config.fit.epochs, self.epoch_steps, watch)
 
-    def _fit(
-        self, first_step: int, epoch: int, end_epoch: int, steps: int, rows: list[dict[str, float]]
-    ) -> None:
+    def _fit(self, first_step: int, epoch: int, end_epoch: int, steps: int, watch: Watch) -> None:
         config, split = self.config, self.data.train
         batches = training_batches(
             split.images,
@@ -84,8 +113,8 @@ class Fitting:
             early_crops=config.data.early_crops,
             first_step=first_step,
         )
-        recorder = self._recorder(first_step)
-        bookkeeping = Bookkeeping(self, first_step, end_epoch, rows)
+        recorder = self._recorder(first_step, watch.live)
+        bookkeeping = Bookkeeping(self, first_step, end_epoch, watch)
         lines = EpochLines(config.fit.epochs, config.fit.batch_size)
         hook = StepHook(self.model.optimizer, None)
         if recorder is None and self.model.distribute_strategy.num_replicas_in_sync > 1:
@@ -107,9 +136,10 @@ class Fitting:
             hook.remove()
             if recorder is not None:
                 recorder.on_error = "warn"
+                recorder.on_window = None
                 recorder.close()
 
-    def _recorder(self, first_step: int) -> GradientRecorder | None:
+    def _recorder(self, first_step: int, live: LiveDiagnosis | None) -> GradientRecorder | None:
         gradients = self.config.gradients
         if not gradients.record:
             return None
@@ -119,9 +149,13 @@ class Fitting:
             every_steps=gradients.every_steps,
             moments_every_steps=gradients.moments_every_steps,
             activations_every_steps=gradients.activations_every_steps,
-            on_error=gradients.on_error,
+            probe=self.data.train.images[: gradients.probe_images]
+            if gradients.probe_images
+            else None,
+            on_error="warn" if gradients.on_error == "warn" else "stop",
             first_step=first_step,
             warn=say,
+            on_window=None if live is None else live.look,
         )
 
     def _validation_batches(self) -> Any:
@@ -137,17 +171,30 @@ class Fitting:
         )
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What the callbacks of one or two calls of `fit` share.
+
+    Attributes:
+        rows: Of the history, one an epoch; they go on appending.
+        live: The diagnosis that goes along, or None.
+        recovery: Is told which checkpoints are healthy.
+    """
+
+    rows: list[dict[str, float]]
+    live: LiveDiagnosis | None
+    recovery: Recovery
+
+
 class Bookkeeping(keras.callbacks.Callback):
     """History, checkpoints and the answer to a signal."""
 
-    def __init__(
-        self, fitting: Fitting, first_step: int, end_epoch: int, rows: list[dict[str, float]]
-    ) -> None:
+    def __init__(self, fitting: Fitting, first_step: int, end_epoch: int, watch: Watch) -> None:
         super().__init__()
         self._fitting = fitting
         self._step = first_step
         self._end_epoch = end_epoch
-        self._rows = rows
+        self._watch = watch
         self._signal: int | None = None
 
     def note_signal(self, number: int) -> None:
@@ -163,18 +210,26 @@ class Bookkeeping(keras.callbacks.Callback):
         fit, run = self._fitting.config.fit, self._fitting.run
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row = {"epoch": epoch, "step": self._step, "learning_rate": rate, **(logs or {})}
-        self._rows.append(row)
-        write_history(run.history, self._rows)
+        self._watch.rows.append(row)
+        write_history(run.history, self._watch.rows)
         # At the end of `fit` too: it is from there that the next call of it goes on.
         is_due = (epoch + 1) % fit.checkpoint_every_epochs == 0
         if is_due or epoch + 1 == self._end_epoch:
-            save_checkpoint(run.checkpoints, self.model, self._step)
+            self._save()
         if self._signal is not None and epoch + 1 < fit.epochs:
             self._stop()
 
+    def _save(self) -> None:
+        recovery, live = self._watch.recovery, self._watch.live
+        save_checkpoint(
+            self._fitting.run.checkpoints, self.model, self._step, recovery.healthy_step
+        )
+        if recovery.healthy_step is not None and (live is None or live.is_healthy):
+            recovery.healthy_step = self._step
+
     def _stop(self) -> None:
         run = self._fitting.run
-        save_checkpoint(run.checkpoints, self.model, self._step)
+        self._save()
         assert self._signal is not None
         raise InterruptedRun(
             self._signal,

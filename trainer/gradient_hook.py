@@ -109,13 +109,16 @@ class StepHook:
         loss = self._of_replica.__dict__.pop("loss", None)
         replicas = tf.distribute.get_replica_context()
         with ExitStack() as stack:
+            replica_norm = None
             if replicas is not None and replicas.num_replicas_in_sync > 1:
+                if self._buffer is not None:
+                    replica_norm = _replica_norm(replicas, grads)
                 grads, loss = _reduce(replicas, grads, loss)
                 stack.enter_context(_without_reduction(_inner(self._optimizer)))
             if self._buffer is None:
                 self._apply(grads, variables)
             else:
-                self._apply_and_record(self._buffer, grads, variables, loss)
+                self._apply_and_record(self._buffer, grads, variables, loss, replica_norm)
 
     def _apply_and_record(
         self,
@@ -123,6 +126,7 @@ class StepHook:
         grads: list[Any],
         variables: list[keras.Variable],
         loss: tf.Tensor | None,
+        replica_norm: tf.Tensor | None,
     ) -> None:
         optimizer, inner = self._optimizer, _inner(self._optimizer)
         with tf.init_scope():
@@ -181,6 +185,9 @@ class StepHook:
                 "learning_rate": learning_rate,
                 "loss_scale": 1.0 if scale is None else scale,
                 "skipped": tf.cast(is_skipped, tf.float32),
+                "replica_norm": (
+                    np.float32(np.nan) if replica_norm is None else _unscale(replica_norm, scale)
+                ),
             }
 
             def moments_in_full() -> tf.Tensor:
@@ -268,6 +275,16 @@ def _reduce(
     reduced = iter(replicas.all_reduce(tf.distribute.ReduceOp.SUM, present))
     *grads, loss = [None if value is None else next(reduced) for value in values]
     return grads, loss
+
+
+def _replica_norm(replicas: tf.distribute.ReplicaContext, grads: list[Any]) -> tf.Tensor:
+    """Root mean square over replicas of the norm of each one's own gradient, still scaled."""
+    present = [tf.convert_to_tensor(grad) for grad in grads if grad is not None]
+    rows = Rows([tf.cast(grad, tf.float32) for grad in present])
+    count = replicas.num_replicas_in_sync
+    # Each loss is divided by their number: undo that.
+    square = tf.square(count * norm_of_norms(l2_norms(rows)))
+    return tf.sqrt(replicas.all_reduce(tf.distribute.ReduceOp.SUM, square) / count)
 
 
 def _without_reduction(inner: keras.optimizers.Optimizer) -> ExitStack:

@@ -15,9 +15,7 @@ each figure is.
 from __future__ import annotations
 
 import json
-import struct
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,21 +23,16 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import RunDirectoryError
-from trainer.recorded_steps import STEP_DTYPE, WINDOW_ACTIVATIONS, WINDOW_STATS, RecordedSteps
-from trainer.run_dir import write_text
+from trainer.log_frames import FORMAT_VERSION, LAYOUTS, LogWindow, read_frames
+from trainer.recorded_steps import STEP_DTYPE, WINDOW_ACTIVATIONS, WINDOW_STATS
+from trainer.run_dir import write_atomically, write_text
 
-FORMAT_VERSION = 2
-# Format 1 knows no activations; its frames are frames of format 2 without their table.
-_READABLE_VERSIONS = (1, 2)
 VARIABLES_FILE = "variables.json"
 WINDOWS_FILE = "windows.bin"
 
 # Last parts of the paths of weights that scale and shift, of whatever shape: a GRU and
 # attention have biases with two axes.
 _NOT_KERNELS = ("bias", "beta", "gamma", "alpha")
-
-_FRAME = struct.Struct("<4sIII")
-_MAGIC = b"GLW1"
 
 
 @dataclass(frozen=True)
@@ -51,11 +44,15 @@ class VariableInfo:
         shape: Of the weight.
         connected: False where the loss does not depend on the variable; its raw
             gradient is recorded as zero.
+        l1: Of its regularizer, `l1 * sum(|w|) + l2 * sum(w^2)`.
+        l2: The same.
     """
 
     path: str
     shape: tuple[int, ...]
     connected: bool = True
+    l1: float = 0.0
+    l2: float = 0.0
 
     @property
     def is_kernel(self) -> bool:
@@ -85,6 +82,8 @@ class LogHeader:
         activations_every_steps: Activations of every n-th recorded step; 0 is never.
         activation_images: Activations are those of so many images of each replica's
             share of the batch; None is the whole batch.
+        probe_images: Images that dead units are looked for in at the end of each window.
+        frozen: Kernels of the model that are not trained.
         outputs: Those of `activations` whose own activation makes what the model returns.
         order: Indices of the variables in the order in which the forward pass uses them;
             empty if that is not known.
@@ -100,6 +99,8 @@ class LogHeader:
     activations: tuple[str, ...] = ()
     activations_every_steps: int = 0
     activation_images: int | None = None
+    probe_images: int = 0
+    frozen: tuple[VariableInfo, ...] = ()
     outputs: tuple[str, ...] = ()
     order: tuple[int, ...] = ()
 
@@ -113,6 +114,10 @@ class LogHeader:
         """Indices of the kernels among the variables, first layer first."""
         order = self.order or range(len(self.variables))
         return np.array([i for i in order if self.variables[i].is_kernel], np.int64)
+
+    def read_frames(self, data: bytes, version: int) -> Iterator[tuple[int, LogWindow | str]]:
+        """Read the windows of a log with this header, see `log_frames.read_frames`."""
+        return read_frames(data, len(self.variables), len(self.activations), version)
 
 
 class GradientLogWriter:
@@ -130,27 +135,21 @@ class GradientLogWriter:
         directory.mkdir(parents=True, exist_ok=True)
         keep = 0
         if resume_at and self._path.exists():
-            for frame in _read_frames(self._path.read_bytes(), header):
-                if frame.problem or frame.steps["step"][-1] >= resume_at:
+            _renew_format(directory)
+            for end, window in header.read_frames(self._path.read_bytes(), FORMAT_VERSION):
+                if isinstance(window, str) or window.steps["step"][-1] >= resume_at:
                     break
-                keep = frame.end
+                keep = end
         with open(self._path, "ab") as file:
             file.truncate(keep)
         text = json.dumps({"format_version": FORMAT_VERSION, **asdict(header)}, indent=1)
         write_text(directory / VARIABLES_FILE, text + "\n")
 
-    def append(self, window: RecordedSteps) -> None:
-        """Write one window; nothing is written for an empty one."""
-        if not len(window):
-            return
-        payload = window.steps.astype(STEP_DTYPE).tobytes() + window.summarize().tobytes()
-        activations = window.summarize_activations()
-        if activations is not None:
-            payload += activations.tobytes()
-        frame = _FRAME.pack(_MAGIC, len(window), len(payload), zlib.crc32(payload)) + payload
+    def append(self, window: LogWindow) -> None:
+        """Write one window."""
         # One write and no open handle in between: a kill leaves at most one torn frame.
         with open(self._path, "ab") as file:
-            file.write(frame)
+            file.write(window.encode())
 
 
 @dataclass(frozen=True)
@@ -182,29 +181,35 @@ class GradientLog:
             RunDirectoryError: If there is no log, or its header is damaged.
         """
         directory = Path(directory)
-        header = _read_header(directory / VARIABLES_FILE)
+        header, version = _read_header(directory / VARIABLES_FILE)
         windows_path = directory / WINDOWS_FILE
         data = windows_path.read_bytes() if windows_path.exists() else b""
-        frames: list[_Frame] = []
+        windows: list[LogWindow] = []
         problem = None
-        for frame in _read_frames(data, header):
-            if frame.problem:
-                problem = f"{windows_path}: {frame.problem}"
-                break
-            frames.append(frame)
+        for _, window in header.read_frames(data, version):
+            if isinstance(window, str):
+                problem = f"{windows_path}: {window}"
+            else:
+                windows.append(window)
+        return cls.of(header, windows, problem)
+
+    @classmethod
+    def of(
+        cls, header: LogHeader, windows: Sequence[LogWindow], problem: str | None = None
+    ) -> GradientLog:
+        """Return the log of some windows, in their order."""
+        no_table = np.empty((0, len(WINDOW_STATS), len(header.variables)), np.float32)
+        no_layers = np.empty((0, len(WINDOW_ACTIVATIONS), len(header.activations)), np.float32)
         return cls(
             header=header,
-            steps=np.concatenate([np.empty(0, STEP_DTYPE), *(f.steps for f in frames)]),
+            steps=np.concatenate([np.empty(0, STEP_DTYPE), *(w.steps for w in windows)]),
             window_steps=np.array(
-                [(f.steps["step"][0], f.steps["step"][-1]) for f in frames], np.int64
+                [(w.steps["step"][0], w.steps["step"][-1]) for w in windows], np.int64
             ).reshape(-1, 2),
-            table=np.stack([_no_table(WINDOW_STATS, header.paths), *(f.table for f in frames)])[1:],
-            activation_table=np.stack(
-                [
-                    _no_table(WINDOW_ACTIVATIONS, header.activations),
-                    *(f.activation_table for f in frames),
-                ]
-            )[1:],
+            table=np.stack([w.table for w in windows]) if windows else no_table,
+            activation_table=(
+                np.stack([w.activation_table for w in windows]) if windows else no_layers
+            ),
             problem=problem,
         )
 
@@ -259,32 +264,37 @@ def first_to_last_ratio(raw_norm: np.ndarray, kernels: np.ndarray) -> float:
         return float(norms[kernels[0]] / norms[kernels[-1]])
 
 
-@dataclass(frozen=True)
-class _Frame:
-    end: int
-    steps: np.ndarray
-    table: np.ndarray
-    activation_table: np.ndarray
-    problem: str | None = None
+def _renew_format(directory: Path) -> None:
+    """Write the sound frames of an older log in the current format."""
+    header, version = _read_header(directory / VARIABLES_FILE)
+    if version == FORMAT_VERSION:
+        return
+    path = directory / WINDOWS_FILE
+    windows = (window for _, window in header.read_frames(path.read_bytes(), version))
+    data = b"".join(window.encode() for window in windows if not isinstance(window, str))
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
-def _read_header(path: Path) -> LogHeader:
+def _read_header(path: Path) -> tuple[LogHeader, int]:
+    """Return the header, and the version of the format that the log has."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = values.pop("format_version")
-        variables = tuple(
-            VariableInfo(v["path"], tuple(v["shape"]), v["connected"])
-            for v in values.pop("variables")
-        )
-        if version not in _READABLE_VERSIONS:
+        if version not in LAYOUTS:
             raise RunDirectoryError(
                 f"{path}: this version reads gradient logs of format "
-                f"{' and '.join(map(str, _READABLE_VERSIONS))}. "
-                f"Received: format_version={version}"
+                f"{', '.join(map(str, LAYOUTS))}. Received: format_version={version}"
+            )
+        for name, described in (
+            ("variables", values.pop("variables")),
+            ("frozen", values.pop("frozen", ())),
+        ):
+            values[name] = tuple(
+                VariableInfo(**{**v, "shape": tuple(v["shape"])}) for v in described
             )
         for name in ("activations", "outputs", "order"):
             values[name] = tuple(values.get(name, ()))
-        return LogHeader(variables=variables, **values)
+        return LogHeader(**values), version
     except FileNotFoundError:
         raise RunDirectoryError(
             f"{path.parent}: no gradient log here (no {path.name}). Was the run made with "
@@ -292,45 +302,3 @@ def _read_header(path: Path) -> LogHeader:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunDirectoryError(f"{path}: the gradient log's header is damaged ({error})") from None
-
-
-def _no_table(stats: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
-    return np.full((len(stats), len(names)), np.nan, np.float32)
-
-
-def _read_frames(data: bytes, header: LogHeader) -> Iterator[_Frame]:
-    """Yield sound frames, then at most one that says what is wrong."""
-    no_table = _no_table(WINDOW_STATS, header.paths)
-    no_activations = _no_table(WINDOW_ACTIVATIONS, header.activations)
-    # With the second table or without it.
-    table_bytes = (no_table.nbytes, no_table.nbytes + no_activations.nbytes)
-    position = 0
-    while position < len(data):
-        remaining = len(data) - position
-        problem = None
-        num_steps = size = checksum = 0
-        if remaining < _FRAME.size:
-            problem = f"the last {remaining} bytes are an incomplete window"
-        else:
-            magic, num_steps, size, checksum = _FRAME.unpack_from(data, position)
-            if magic != _MAGIC or size - num_steps * STEP_DTYPE.itemsize not in table_bytes:
-                problem = f"no window begins at byte {position}; the {remaining} bytes are left out"
-            elif remaining < _FRAME.size + size:
-                problem = f"the last {remaining} bytes are an incomplete window"
-        start = position + _FRAME.size
-        payload = data[start : start + size]
-        if problem is None and zlib.crc32(payload) != checksum:
-            problem = f"the window at byte {position} does not match its checksum"
-        if problem is not None:
-            yield _Frame(position, np.empty(0, STEP_DTYPE), no_table, no_activations, problem)
-            return
-        steps = np.frombuffer(payload, STEP_DTYPE, num_steps)
-        values = np.frombuffer(payload, "<f4", offset=steps.nbytes)
-        table, activations = values[: no_table.size], values[no_table.size :]
-        position = start + size
-        yield _Frame(
-            position,
-            steps,
-            table.reshape(no_table.shape),
-            activations.reshape(no_activations.shape) if len(activations) else no_activations,
-        )

@@ -89,6 +89,13 @@ class PlainBlock(keras.layers.Layer):
         self.last_activation = (
             None if preactivation else self._build_activation(f"act{self._num_convs}")
         )
+        self._pass_on_trainable()
+
+    def _pass_on_trainable(self) -> None:
+        # Keras hands `trainable` on when it changes, not to layers that are made afterwards.
+        if not self.trainable:
+            for layer in self._flatten_layers(include_self=False):
+                layer.trainable = False
 
     @property
     def _num_convs(self) -> int:
@@ -274,6 +281,7 @@ class ResidualBlock(PlainBlock):
             if not self.preactivation:
                 projection.append(self.build_normalization("shortcut_norm"))
             self.projection = [layer for layer in projection if layer is not None]
+            self._pass_on_trainable()
             for layer, layer_input_shape, _ in self._walk_projection(input_shape):
                 layer.build(layer_input_shape)
         elif changes_shape and channels is not None and channels > self.filters:

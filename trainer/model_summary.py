@@ -22,7 +22,8 @@ class LayerSummary:
         path: Place of the layer, such as `stage1_block0/conv1`.
         kind: Class name.
         output_shape: Without the batch, such as (16, 16, 32).
-        parameters: Trainable values.
+        parameters: Values that are trained.
+        frozen: Values that would be, if their layer or its stage were not frozen.
         multiply_adds: Multiply-adds of convolutions and dense layers for one image.
     """
 
@@ -30,6 +31,7 @@ class LayerSummary:
     kind: str
     output_shape: Shape
     parameters: int
+    frozen: int
     multiply_adds: int
 
 
@@ -40,7 +42,8 @@ def summarize(model: keras.Model) -> list[LayerSummary]:
             path=path,
             kind=type(layer).__name__,
             output_shape=tuple(output_shape[1:]),
-            parameters=sum(prod(weight.shape) for weight in layer.trainable_weights),
+            parameters=_num_values(layer) if layer.trainable else 0,
+            frozen=0 if layer.trainable else _num_values(layer),
             multiply_adds=_multiply_adds(layer, output_shape),
         )
         for path, layer, output_shape in _walk(model)
@@ -54,6 +57,11 @@ def _walk(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer, Shape]]
                 yield f"{layer.name}/{inner.name}", inner, output_shape
         else:
             yield layer.name, layer, tuple(layer.output.shape)
+
+
+def _num_values(layer: keras.layers.Layer) -> int:
+    # Keras' own list, which a frozen layer keeps; moving statistics are in another one.
+    return sum(prod(weight.shape) for weight in layer._trainable_variables)
 
 
 def _multiply_adds(layer: keras.layers.Layer, output_shape: Shape) -> int:
@@ -99,11 +107,21 @@ def format_layers(layers: Sequence[LayerSummary]) -> str:
                 layer.path,
                 layer.kind.replace("FusedBatchNormalization", "BatchNormalization"),
                 "x".join(str(size) for size in layer.output_shape),
-                f"{layer.parameters:,}" if layer.parameters else "",
+                _parameters_cell(layer),
                 f"{layer.multiply_adds / 1e6:.2f}M" if layer.multiply_adds else "",
             )
         )
     parameters = sum(layer.parameters for layer in layers)
+    frozen = sum(layer.frozen for layer in layers)
     multiply_adds = sum(layer.multiply_adds for layer in layers)
-    lines.append(f"{parameters:,} parameters, {multiply_adds / 1e6:,.1f} million multiply-adds")
+    more = f" and {frozen:,} frozen (in brackets)" if frozen else ""
+    lines.append(
+        f"{parameters:,} parameters{more}, {multiply_adds / 1e6:,.1f} million multiply-adds"
+    )
     return "\n".join(lines)
+
+
+def _parameters_cell(layer: LayerSummary) -> str:
+    if layer.frozen:
+        return f"({layer.frozen:,})"
+    return f"{layer.parameters:,}" if layer.parameters else ""

@@ -63,6 +63,7 @@ def build_model(
                 pool_size=stage.pool_size if block_index == 0 else 1,
                 # The deeper, the likelier dropped (Huang et al. 2016, section 3).
                 depth=(index + 1) / num_blocks,
+                trainable=stage.trainable,
                 name=f"stage{stage_index}_block{block_index}",
             )
             x = block(x)
@@ -118,24 +119,34 @@ def _convolution_stem(stem: ConvolutionStem, block: BlockSpec, x: Any) -> Any:
         kernel_initializer=_initializer(block.kernel_initializer),
         bias_initializer=_initializer(block.bias_initializer),
         kernel_regularizer=_regularizer(block.kernel_regularizer),
+        trainable=stem.trainable,
         name="stem_conv",
     )(x)
     if not block.preactivation:
-        x = _normalize_and_activate(block, x, "stem")
+        x = _normalize_and_activate(block, x, "stem", stem.trainable)
     if stem.pool_size > 1:
         x = keras.layers.MaxPooling2D(stem.pool_size, padding="same", name="stem_pool")(x)
     return x
 
 
-def _normalize_and_activate(block: BlockSpec, x: Any, prefix: str) -> Any:
+def _normalize_and_activate(block: BlockSpec, x: Any, prefix: str, trainable: bool = True) -> Any:
     norm = build_normalization(block.normalization.model_dump(), f"{prefix}_norm")
-    if norm is not None:
-        x = norm(x)
-    return build_activation(block.activation, f"{prefix}_act")(x)
+    for layer in (norm, build_activation(block.activation, f"{prefix}_act")):
+        if layer is not None:
+            layer.trainable = trainable
+            x = layer(x)
+    return x
 
 
 def _build_block(
-    spec: BlockSpec, *, filters: int, strides: int, pool_size: int, depth: float, name: str
+    spec: BlockSpec,
+    *,
+    filters: int,
+    strides: int,
+    pool_size: int,
+    depth: float,
+    trainable: bool,
+    name: str,
 ) -> PlainBlock:
     common: dict[str, Any] = {
         "strides": strides,
@@ -152,6 +163,7 @@ def _build_block(
         "bias_initializer": _initializer(spec.bias_initializer),
         "dropout": spec.dropout,
         "spatial_dropout": spec.spatial_dropout,
+        "trainable": trainable,
         "name": name,
     }
     if spec.kind == "plain":

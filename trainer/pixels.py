@@ -9,6 +9,8 @@ import numpy as np
 # Enough for a covariance of a few dozen values: millions of patches.
 _WHITENED_IMAGES = 5000
 _CHUNK = 500
+# Positions whose levels are counted at a time; what NumPy converts them to fits the cache.
+_COUNTED_POSITIONS = 2**16
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,62 @@ class PixelScaling:
             normalize: `per_channel` (zero mean and unit deviation over `images`), `unit`
                 (0..1) or `none`.
         """
-        channels = images.shape[-1]
+        if normalize == "per_channel":
+            return cls.of_moments(*moments_of_levels(level_counts(images)), normalize)
+        unused = np.zeros(images.shape[-1])
+        return cls.of_moments(unused, unused, normalize)
+
+    @classmethod
+    def of_moments(cls, means: np.ndarray, stds: np.ndarray, normalize: str) -> PixelScaling:
+        """Return the scaling for images of which mean and deviation are known.
+
+        Args:
+            means: Mean of each channel, shape (channels,), 0..255.
+            stds: Standard deviation of each channel, likewise.
+            normalize: As in `of`.
+        """
+        channels = len(means)
         if normalize == "none":
             return cls.identity(channels)
         if normalize == "unit":
             return cls((1 / 255,) * channels, (0.0,) * channels)
-        # Exact integer counts of each level: no float copy of the whole set is made.
-        levels = np.arange(256, dtype=np.float64)
-        scale, offset = [], []
+        # A channel without contrast stays as it is.
+        deviations = np.maximum(stds, 1.0)
+        return cls(tuple((1 / deviations).tolist()), tuple((-means / deviations).tolist()))
+
+
+def level_counts(images: np.ndarray) -> np.ndarray:
+    """Return how many pixels of each channel have each level.
+
+    Exact, and without a float copy of the images.
+
+    Args:
+        images: Shape (num_images, height, width, channels), uint8.
+
+    Returns:
+        Shape (channels, 256), int64.
+    """
+    channels = images.shape[-1]
+    pixels = images.reshape(-1, channels)
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(pixels), _COUNTED_POSITIONS):
+        chunk = pixels[start : start + _COUNTED_POSITIONS]
         for channel in range(channels):
-            counts = np.bincount(images[..., channel].ravel(), minlength=256)
-            mean = float(counts @ levels / counts.sum())
-            variance = float(counts @ (levels - mean) ** 2 / counts.sum())
-            deviation = max(variance**0.5, 1.0)
-            scale.append(1 / deviation)
-            offset.append(-mean / deviation)
-        return cls(tuple(scale), tuple(offset))
+            counts[channel] += np.bincount(chunk[:, channel], minlength=256)
+    return counts
+
+
+def moments_of_levels(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each channel from its `level_counts`.
+
+    Returns:
+        Two arrays of shape (channels,), float64, in levels of 0..255.
+    """
+    levels = np.arange(256, dtype=np.float64)
+    totals = counts.sum(axis=1)
+    means = counts @ levels / totals
+    squares = np.square(levels - means[:, None])
+    return means, np.sqrt((counts * squares).sum(axis=1) / totals)
 
 
 def whitening_kernel(

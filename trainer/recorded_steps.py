@@ -44,11 +44,15 @@ STEP_DTYPE = np.dtype(
         ("learning_rate", "<f4"),
         ("loss_scale", "<f4"),
         ("skipped", "<f4"),
+        ("replica_norm", "<f4"),
     ]
 )
 """One row a step. `step` counts from 0, skipped steps included; `loss` is the step's own,
 data and regularizers, unscaled; the norms are those of all variables as one vector;
-`skipped` is 1 where the optimizer made no update (loss scaling met an overflow)."""
+`skipped` is 1 where the optimizer made no update (loss scaling met an overflow);
+`replica_norm` is the root mean square, over replicas, of the raw norm that each one's
+share of the batch has by itself, NaN with one replica: what it exceeds `raw_norm` by is
+noise of the batch."""
 
 _PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "min": lambda series: series.min(axis=0),
@@ -66,9 +70,14 @@ steps; `clipped_fraction` is the share of steps at which clipping made the varia
 gradient shorter; of `MOMENTS`, `raw_max_abs` is the window's largest,
 `raw_nonfinite_count` its sum, and the others are those of its last step recorded in full."""
 
-WINDOW_ACTIVATIONS = tuple(f"{name}/{part}" for name in ACTIVATIONS for part in _PARTS)
+WINDOW_ACTIVATIONS = (
+    *(f"{name}/{part}" for name in ACTIVATIONS for part in _PARTS),
+    "dead_fraction",
+)
 """One value per activation layer and window, over the window's steps whose activations
-were recorded."""
+were recorded. `dead_fraction` is the share of the layer's units (channels) that are exactly
+zero for every image of the probe set, at every position, when the window ends; NaN without
+a probe set."""
 
 
 def _no_activations() -> np.ndarray:
@@ -86,12 +95,15 @@ class RecordedSteps:
             were not recorded in full.
         activations: Shape (steps, layers, len(ACTIVATIONS)), float32; NaN at steps whose
             activations were not recorded. No layers by default.
+        dead_fraction: Of each layer over the probe set at the end of these steps, shape
+            (layers,), or None.
     """
 
     steps: np.ndarray
     norms: np.ndarray
     moments: np.ndarray
     activations: np.ndarray = field(default_factory=_no_activations)
+    dead_fraction: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -125,16 +137,21 @@ class RecordedSteps:
         return _stacked(rows)
 
     def summarize_activations(self) -> np.ndarray | None:
-        """Return the window's activations, None if no step of it recorded them.
+        """Return the window's activations, None if nothing of it recorded them.
 
         Returns:
             Shape (len(WINDOW_ACTIVATIONS), layers), float32.
         """
         has_activations = self.has_activations
+        absent = np.full(self.activations.shape[1], np.nan)
+        dead = absent if self.dead_fraction is None else self.dead_fraction
         if not has_activations.any():
-            return None
+            if self.dead_fraction is None:
+                return None
+            return _stacked([absent] * (len(WINDOW_ACTIVATIONS) - 1) + [dead])
         columns = np.moveaxis(self.activations[has_activations].astype(np.float64), -1, 0)
-        return _stacked([summarize(c) for c in columns for summarize in _PARTS.values()])
+        rows = [summarize(c) for c in columns for summarize in _PARTS.values()]
+        return _stacked([*rows, dead])
 
 
 def _stacked(rows: list[np.ndarray]) -> np.ndarray:

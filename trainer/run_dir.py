@@ -64,8 +64,23 @@ class RunDir:
 
     @property
     def data(self) -> Path:
-        """Class names, image shape and origin of the data."""
+        """Class names, image shape and origin of the data, and what was measured of them."""
         return self.path / "data.json"
+
+    @property
+    def diagnosis(self) -> Path:
+        """What `diagnose` found."""
+        return self.path / "diagnosis.json"
+
+    @property
+    def health(self) -> Path:
+        """What the live diagnosis said, and each recovery."""
+        return self.path / "health.json"
+
+    @property
+    def train_digests(self) -> Path:
+        """Eight bytes for each training image, sorted: what the run was trained on."""
+        return self.path / "train_digests.npy"
 
     @property
     def evaluation(self) -> Path:

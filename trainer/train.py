@@ -6,13 +6,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from trainer.checkpoint import restore_latest
 from trainer.config import Config, dump_config, load_config
 from trainer.config.model_schema import WhiteningStem
+from trainer.data.facts import Duplicates, SplitFacts, image_digests
+from trainer.data.label_noise import with_label_noise
 from trainer.data.pipeline import steps_per_epoch
 from trainer.data.sources import Split, load_split
 from trainer.data.splits import split_off_validation
@@ -78,13 +82,16 @@ def resume(run: RunDir, *, command: Sequence[str]) -> RunDir:
 def _load_data(config: Config) -> TrainingData:
     split = load_split(config.data, "train", config.seed)
     train_split, validation = split_off_validation(split, config.data.validation_split, config.seed)
+    noisy = with_label_noise(train_split, config.data.label_noise, config.seed)
+    wrong = int((noisy.labels != train_split.labels).sum())
     held_out = 0 if validation is None else validation.num_images
+    noise = f" ({wrong:,} of them labelled wrongly on purpose)" if wrong else ""
     say(
         f"data: {config.data.source}{' (SYNTHETIC, drawn)' if split.synthetic else ''}, "
-        f"{train_split.num_images:,} training and {held_out:,} validation images, "
+        f"{train_split.num_images:,} training{noise} and {held_out:,} validation images, "
         f"{split.num_classes} classes, from {split.origin}"
     )
-    return TrainingData(train_split, validation)
+    return TrainingData(noisy, validation, wrong)
 
 
 def _run(
@@ -122,16 +129,28 @@ def _run(
 
 
 def _write_data_facts(run: RunDir, config: Config, data: TrainingData) -> None:
+    train, validation = data.train, data.validation
+    digests = image_digests(train.images)
+    in_validation = None if validation is None else image_digests(validation.images)
+    sorted_digests = np.sort(digests)
+    write_atomically(run.train_digests, lambda path: np.save(path, sorted_digests))
     write_json(
         run.data,
         {
             "source": config.data.source,
-            "origin": data.train.origin,
-            "synthetic": data.train.synthetic,
-            "class_names": list(data.train.class_names),
-            "image_shape": list(data.train.image_shape),
-            "num_train": data.train.num_images,
-            "num_validation": 0 if data.validation is None else data.validation.num_images,
+            "origin": train.origin,
+            "synthetic": train.synthetic,
+            "class_names": list(train.class_names),
+            "image_shape": list(train.image_shape),
+            "num_train": train.num_images,
+            "num_validation": 0 if validation is None else validation.num_images,
+            "label_noise": config.data.label_noise,
+            "num_wrong_labels": data.num_wrong_labels,
+            "splits": {
+                "train": asdict(SplitFacts.of(train)),
+                "validation": None if validation is None else asdict(SplitFacts.of(validation)),
+            },
+            "duplicates": asdict(Duplicates.of(digests, train.labels, in_validation)),
         },
     )
 

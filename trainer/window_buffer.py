@@ -6,6 +6,7 @@ Nothing here synchronizes with the host but `WindowBuffer.read`, once a window.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -70,7 +71,7 @@ class WindowBuffer:
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Make the buffers; call it in the strategy's scope."""
         self.weights = tuple(variables)
-        self.variables = tuple(VariableInfo(v.path, tuple(v.shape)) for v in variables)
+        self.variables = tuple(describe(variable) for variable in variables)
         self._strategy = tf.distribute.get_strategy()
         rows, width = self.window_steps, len(variables)
         shapes = {
@@ -88,7 +89,7 @@ class WindowBuffer:
         """Note on which variables the loss depends, and whether the step's loss is known."""
         self.has_loss = has_loss
         self.variables = tuple(
-            VariableInfo(v.path, v.shape, connected)
+            replace(v, connected=connected)
             for v, connected in zip(self.variables, is_connected, strict=True)
         )
 
@@ -159,6 +160,13 @@ class WindowBuffer:
         assert self._strategy is not None
         copies = self._strategy.experimental_local_results(self._buffers[name])
         return [tf.convert_to_tensor(copy).numpy() for copy in copies]
+
+
+def describe(variable: keras.Variable) -> VariableInfo:
+    """Return what the log says of a variable; of regularizers it knows L1 and L2."""
+    regularizer = variable.regularizer
+    l1, l2 = (float(getattr(regularizer, name, 0.0)) for name in ("l1", "l2"))
+    return VariableInfo(variable.path, tuple(variable.shape), l1=l1, l2=l2)
 
 
 def _replica_local(initial: tf.Tensor, name: str) -> tf.Variable:

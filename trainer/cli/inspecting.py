@@ -29,6 +29,7 @@ def model(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fal
     layers = summarize(build_model(loaded.model, image_shape, num_classes, scaling))
     value = {
         "parameters": sum(layer.parameters for layer in layers),
+        "frozen": sum(layer.frozen for layer in layers),
         "multiply_adds": sum(layer.multiply_adds for layer in layers),
         "layers": [asdict(layer) for layer in layers],
     }

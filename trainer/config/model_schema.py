@@ -171,6 +171,8 @@ class ConvolutionStem(Section):
     strides: PositiveInt = 1
     pool_size: PositiveInt = 1
     """Max-pooling after the stem; 1 is none."""
+    trainable: Bool = True
+    """False freezes the stem, as it does a stage."""
 
     @property
     def normalized_filters(self) -> int | None:
@@ -229,6 +231,10 @@ class StageSpec(Section):
     pool_size: PositiveInt = 1
     """Max-pooling behind the first block's spatial convolution, another way to
     down-sample; a remainder at the border is dropped. 1 is none."""
+    trainable: Bool = True
+    """False freezes the stage: its variables stay as they start and have no regularizer,
+    and its batch normalization uses the moving statistics in training too, as a frozen
+    layer of Keras does; dropout still drops."""
 
 
 class BlockSpec(Section):

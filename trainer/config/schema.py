@@ -95,6 +95,11 @@ class DataConfig(Section):
     normalize: Literal["per_channel", "unit", "none"] = "per_channel"
     """Inside the model: subtract the training set's mean colour and divide by its standard
     deviation; divide by 255; or leave 0..255 as it is."""
+    label_noise: Share = 0.0
+    """Share of the training labels that are replaced by a class drawn uniformly from all,
+    the right one included (Zhang et al. 2017); the seed decides which and by what. They are
+    replaced once, after the validation images are set aside: validation and test labels stay
+    as they are."""
     augment: tuple[Augmentation, ...] = ()
     """Applied to training batches in this order."""
     early_crops: EarlyCrops | None = None
@@ -307,10 +312,21 @@ class GradientsConfig(Section):
     """Record mean, standard deviation, largest magnitude, zeros, saturated and non-finite
     values of each block's output at every n-th recorded step; 0 is never. A step with a
     non-finite loss or gradient is always recorded, unless it is 0."""
+    probe_images: NonNegativeInt = 64
+    """Training images that pass once a window to find units that are zero for all of them;
+    0 is none."""
     window_steps: PositiveInt = 50
     """Recorded steps between two visits of the host, and one window of the log."""
-    on_error: Literal["warn", "stop"] = "warn"
-    """What to do when a loss or a gradient is not finite: say so once, or stop with exit code 3."""
+    live: Bool = True
+    """Diagnose the training after each window, and say what appears and what is gone."""
+    on_error: Literal["warn", "stop", "recover"] = "warn"
+    """What to do at a finding of severity error: say so; stop, with exit code 3 if a loss or a
+    gradient is not finite and else 1; or, if smaller steps can mend it, go back to the last
+    healthy checkpoint with a lower learning rate."""
+    most_recoveries: PositiveInt = 3
+    """How often a run goes back; the next time it stops."""
+    recovery_factor: Annotated[Float, Field(gt=0, lt=1)] = 0.3
+    """What the learning rate is multiplied by each time."""
 
 
 class RuntimeConfig(Section):

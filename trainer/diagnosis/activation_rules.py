@@ -6,46 +6,53 @@ import math
 
 import numpy as np
 
-from trainer.diagnosis.evidence import Evidence
+from trainer.diagnosis.evidence import Evidence, nan_median
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy
 from trainer.diagnosis.registry import rule
+from trainer.diagnosis.remedies import scaled_rate
 from trainer.diagnosis.signal_rules import PERSISTENT
 
 
 @rule("dead", rank=9)
 def dead(evidence: Evidence) -> list[Finding]:
-    """Layers whose outputs are zero for nearly every image.
+    """Layers whose outputs are zero for nearly every image, or most of whose units are.
 
-    Formula: share of exact zeros among a layer's outputs, median over a window.
-    Threshold: 0.95 in 60 % of the windows; an error from 0.999 on in any layer, for
-    nothing passes through it.
+    Formula: share of exact zeros among a layer's outputs, median over a window; share of a
+    layer's units that are zero for every image of the probe set.
+    Threshold: 0.95 of the outputs, or 0.5 of the units, in 60 % of the windows; an error
+    from 0.999 or 0.95 on in any layer, for next to nothing passes through it.
     Source: SageMaker Debugger and DLCheck call a layer dead from 50 to 95 % dead units;
-    here zeros of values are counted, and half of them is what a ReLU does.
-    Wrong when: a layer is meant to be sparse. Units that die one by one in a layer that
-    is alive stay unseen. Kernels of zeros make zeros too; that is for `stuck` to say.
+    half of the outputs is what a ReLU makes zero.
+    Wrong when: a layer is meant to be sparse. Without a probe set, units that die one by
+    one in a layer that is alive stay unseen. Kernels of zeros make zeros too; that is for
+    `stuck` to say.
     """
     windows, zeros = _activations(evidence, "zero_fraction/median")
     if (evidence.kernels("weight_norm/max", windows) == 0).any():
         return []
-    fired = zeros > 0.95
+    units = _activations(evidence, "dead_fraction")[1]
+    fired = (zeros > 0.95) | (units > 0.5)
     counts = fired.sum(axis=0)
     chosen = np.flatnonzero(counts >= PERSISTENT * len(windows))
     if not len(chosen):
         return []
     shares = np.median(zeros[:, chosen], axis=0)
-    order = np.argsort(-shares, kind="stable")
-    worst = float(shares.max())
+    unit_shares = np.nan_to_num(nan_median(units[:, chosen], axis=0))
+    order = np.lexsort((-unit_shares, -shares))
     names = tuple(evidence.gradients.header.activations[chosen[i]] for i in order)
+    worst, worst_units = float(shares[order[0]]), float(unit_shares[order[0]])
+    is_error = ((shares >= 0.999) | (unit_shares >= 0.95)).any()
+    in_units = f", and {worst_units:.0%} of its units for all probe images" if worst_units else ""
     return [
         Finding(
             "dead",
-            "error" if worst >= 0.999 else "warning",
+            "error" if is_error else "warning",
             f"{len(names)} of {zeros.shape[1]} recorded layers are dead: {worst:.1%} of the "
-            f"outputs of {names[0]} are zero",
+            f"outputs of {names[0]} are zero{in_units}",
             names,
             evidence.steps_of(windows),
-            {"zero_fraction": worst},
-            {"zero_fraction": 0.95},
+            {"zero_fraction": worst, "dead_units": float(unit_shares.max())},
+            {"zero_fraction": 0.95, "dead_units": 0.5},
             int(counts[chosen].max()),
             len(windows),
             (
@@ -62,13 +69,13 @@ def dead(evidence: Evidence) -> list[Finding]:
                         "model.block.bias_initializer": "zeros",
                     },
                 ),
-                _lower_rate(evidence),
+                scaled_rate(evidence, 0.1),
             ),
         )
     ]
 
 
-@rule("saturated", rank=19)
+@rule("saturated", rank=6)
 def saturated(evidence: Evidence) -> list[Finding]:
     """Bounded activations where their slope is nearly zero.
 
@@ -212,8 +219,3 @@ def _activations(evidence: Evidence, name: str) -> tuple[np.ndarray, np.ndarray]
         raise CannotJudge("no window has activations")
     values[:, evidence.is_output] = np.nan
     return evidence.windows[known], values[known]
-
-
-def _lower_rate(evidence: Evidence) -> Remedy:
-    peak = float(np.max(evidence.gradients.steps["learning_rate"]))
-    return Remedy("kills fewer units", {"optimizer.learning_rate": float(f"{peak / 10:.2g}")})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -155,8 +155,15 @@ class Evidence:
 
     def kernels(self, name: str, windows: np.ndarray) -> np.ndarray:
         """Return a window statistic of the kernels, shape (windows, kernels), float64."""
-        table = self.gradients.stat(name)[np.ix_(windows, self.kernel_indices)]
-        return table.astype(np.float64)
+        return self.table(name, windows, self.kernel_indices)
+
+    def table(self, name: str, windows: np.ndarray, variables: np.ndarray) -> np.ndarray:
+        """Return a window statistic, shape (windows, variables), float64."""
+        return self.gradients.stat(name)[np.ix_(windows, variables)].astype(np.float64)
+
+    def paths_of(self, variables: Iterable[int]) -> tuple[str, ...]:
+        """Return the paths of variables by their indices."""
+        return tuple(self.gradients.header.paths[index] for index in variables)
 
     @cached_property
     def kernel_indices(self) -> np.ndarray:
@@ -181,10 +188,21 @@ class Evidence:
         return found
 
     @cached_property
+    def offset_indices(self) -> np.ndarray:
+        """Indices of the biases and betas that the loss depends on, first layer first."""
+        return np.array(
+            [
+                index
+                for index, variable in enumerate(self.gradients.header.variables)
+                if variable.connected and variable.path.rpartition("/")[2] in ("bias", "beta")
+            ],
+            np.intp,
+        )
+
+    @cached_property
     def kernel_paths(self) -> tuple[str, ...]:
         """Paths of the kernels."""
-        paths = self.gradients.header.paths
-        return tuple(paths[index] for index in self.kernel_indices)
+        return self.paths_of(self.kernel_indices)
 
     def steps_of(self, windows: np.ndarray) -> tuple[int, int]:
         """Return the first and the last step of some windows."""

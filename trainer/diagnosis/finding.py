@@ -56,7 +56,7 @@ class Finding:
         numbers: What was measured, by name.
         thresholds: What it was held against, by the same names.
         windows_fired: Windows of the log in which the rule's condition held.
-        windows_seen: Windows that it could be looked at in.
+        windows_seen: Windows that it could be looked at in; 0 for what no window tells.
         remedies: Changes to try, in this order.
     """
 

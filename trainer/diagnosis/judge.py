@@ -10,7 +10,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.config import Config
-from trainer.diagnosis import activation_rules, loss_rules, signal_rules, step_rules  # noqa: F401
+from trainer.diagnosis import (  # noqa: F401
+    activation_rules,
+    data_rules,
+    label_rules,
+    loss_rules,
+    normalization_rules,
+    signal_rules,
+    step_rules,
+)
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import SEVERITIES, CannotJudge, Finding, Remedy
 from trainer.diagnosis.in_words import in_words
@@ -127,6 +135,12 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
+def headline(finding: Finding) -> str:
+    """Return a finding in few lines, without its evidence, within 80 columns."""
+    text = f"{finding.severity.upper()} {finding.rule}: {finding.message}."
+    return "\n".join(_paragraph(text, ""))
+
+
 def _evidence_line(finding: Finding) -> str:
     numbers = ", ".join(
         f"{name} {value:.3g} (bound {finding.thresholds[name]:.3g})"
@@ -134,6 +148,8 @@ def _evidence_line(finding: Finding) -> str:
         else f"{name} {value:.3g}"
         for name, value in finding.numbers.items()
     )
+    if not finding.windows_seen:
+        return f"{numbers}{_layers(finding.layers)}"
     first, last = finding.steps
     text = f"steps {first:,} to {last:,}, {finding.windows_fired} of {finding.windows_seen} windows"
     return f"{text}: {numbers}{_layers(finding.layers)}"

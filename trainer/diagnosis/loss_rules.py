@@ -1,4 +1,4 @@
-"""What the loss does: no learning, divergence, overfitting, evaluation that falls behind."""
+"""What the loss does: divergence, plateau, oscillation, overfitting, evaluation that lags."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy
 from trainer.diagnosis.registry import rule
+from trainer.diagnosis.remedies import scaled_rate
 
 _FEWEST_STEPS = 100
 
@@ -45,7 +46,7 @@ def diverging(evidence: Evidence) -> list[Finding]:
             int(np.sum(losses > best + 0.5 * abs(best))),
             len(losses),
             (
-                _rate(evidence, 0.1),
+                scaled_rate(evidence, 0.1),
                 Remedy("starts with small steps", {"schedule.warmup_epochs": 1}),
                 Remedy("bounds the whole gradient", {"optimizer.global_clipnorm": 1.0}),
             ),
@@ -53,41 +54,117 @@ def diverging(evidence: Evidence) -> list[Finding]:
     ]
 
 
-@rule("no_learning", rank=60)
-def no_learning(evidence: Evidence) -> list[Finding]:
-    """A loss that hardly falls.
+@rule("plateau", rank=60)
+def plateau(evidence: Evidence) -> list[Finding]:
+    """A loss that hardly falls, from the start or from some step on.
 
-    Formula: fall from the median loss of the first window to the smallest one, over the
-    size of the first; and the training accuracy of the last epoch over chance. Where the
-    data are not known, the smallest over the loss of the first five steps, or, if it is
-    known, over that of the best constant answer.
+    Formula: from the start: fall from the median loss of the first window, or from
+    ln(classes) where that is less, to the smallest one, over the size of the former; and the
+    training accuracy of the best epoch over chance. Where the data are not known, the
+    smallest loss over that of the first five steps, or over that of the best constant answer
+    if that is known. Later: smallest loss of the last half of the windows over the smallest
+    before them, while it is over half of the first and the schedule has not brought the
+    learning rate below a tenth of its peak.
     Threshold: a fall below 0.05, and an accuracy below 1.5 times chance, or a loss above 0.8
-    of that of the first steps, or above 0.9 of that of a constant; over at least 100 steps.
+    of that of the first steps, or above 0.9 of that of a constant; over at least 100 steps:
+    an error. Later: above 0.99, over at least 20 windows: a warning.
     Source: trainproof and TheDeepChecker, an improvement below 5 %.
-    Wrong when: the training goes on from a trained model, and nothing tells.
+    Wrong when: the training goes on from a trained model and nothing tells, or the classes
+    overlap so much that half of the first loss is the best there is.
     """
     losses, windows = _losses(evidence)
-    best = float(losses.min())
-    fall = (losses[0] - best) / abs(losses[0]) if losses[0] else 0.0
-    if fall >= 0.05 or (evidence.data is None and _has_learned(evidence, best)):
+    start, best = float(losses[0]), float(losses.min())
+    if evidence.data is None and _has_learned(evidence, best):
         return []
     if evidence.history and "accuracy" in evidence.history[-1]:
         accuracy = max(row.get("accuracy", 0.0) for row in evidence.history)
         if accuracy >= 1.5 / evidence.num_classes:
-            return []
+            return _late_plateau(evidence, losses, windows)
+        # Logits that started too large make a fall to knowing nothing look like learning.
+        start = min(start, math.log(evidence.num_classes))
+    fall = (start - best) / abs(start) if start else 0.0
+    if fall >= 0.05:
+        return _late_plateau(evidence, losses, windows)
     return [
         Finding(
-            "no_learning",
+            "plateau",
             "error",
-            f"the loss does not fall: {losses[0]:.4g} in the first window, at best "
-            f"{losses.min():.4g} later",
+            f"nothing is learned: the loss is {losses[0]:.4g} in the first window and at best "
+            f"{losses.min():.4g}",
             (),
             evidence.steps_of(windows),
             {"best_over_first": 1.0 - fall},
             {"best_over_first": 0.95},
             len(losses),
             len(losses),
-            (_rate(evidence, 0.1), _rate(evidence, 10.0)),
+            (scaled_rate(evidence, 0.1), scaled_rate(evidence, 10.0)),
+        )
+    ]
+
+
+def _late_plateau(evidence: Evidence, losses: np.ndarray, windows: np.ndarray) -> list[Finding]:
+    is_active = np.isin(windows, evidence.active_windows)
+    half = len(losses) // 2
+    later, before = losses[half:].min(), losses[:half].min()
+    if len(losses) < 20 or not is_active[half:].all():
+        return []
+    if later <= 0.99 * before or later <= 0.5 * losses[0]:
+        return []
+    return [
+        Finding(
+            "plateau",
+            "warning",
+            f"the loss stands still: {before:.4g} was the best of the first half of the windows, "
+            f"{later:.4g} is that of the second",
+            (),
+            evidence.steps_of(windows[half:]),
+            {"later_over_before": float(later / before)},
+            {"later_over_before": 0.99},
+            len(losses) - half,
+            len(losses),
+            (
+                scaled_rate(evidence, 0.3),
+                Remedy("ends with small steps", {"schedule.kind": "cosine"}),
+            ),
+        )
+    ]
+
+
+@rule("oscillation", rank=61)
+def oscillation(evidence: Evidence) -> list[Finding]:
+    """A loss that swings up and down.
+
+    Formula: share of the windows whose median loss is above, or below, that of both
+    neighbours by more than a fifth of the median loss of all windows.
+    Threshold: 0.2, over at least 8 windows.
+    Source: AUTOTRAINER counts an epoch as oscillating by the local maximum and minimum of
+    its accuracy, and fires from a fifth of the epochs on.
+    Wrong when: windows are so short that they show the noise of single batches, or the
+    loss is so near 0 that noise is most of it.
+    """
+    losses, windows = _losses(evidence)
+    if len(losses) < 8:
+        raise CannotJudge(f"{len(losses)} windows have a finite loss, and 8 are needed")
+    rises = np.diff(losses)
+    turns = (rises[:-1] * rises[1:] < 0) & (
+        np.minimum(np.abs(rises[:-1]), np.abs(rises[1:])) > 0.2 * np.median(losses)
+    )
+    share = float(np.mean(turns))
+    if share < 0.2 or np.median(losses) < 0.05:
+        return []
+    return [
+        Finding(
+            "oscillation",
+            "warning",
+            f"the loss swings: {share:.0%} of the windows are a fifth above or below both of "
+            "their neighbours",
+            (),
+            evidence.steps_of(windows[1:-1][turns]),
+            {"swinging_share": share},
+            {"swinging_share": 0.2},
+            int(turns.sum()),
+            len(losses),
+            (scaled_rate(evidence, 0.3), Remedy("forgets sooner", {"optimizer.momentum": 0.9})),
         )
     ]
 
@@ -215,11 +292,3 @@ def _validated(evidence: Evidence, at_least: int) -> list[dict[str, float]]:
     if len(rows) < at_least:
         raise CannotJudge(f"{len(rows)} epochs were validated, and {at_least} are needed")
     return rows
-
-
-def _rate(evidence: Evidence, factor: float) -> Remedy:
-    peak = float(np.max(evidence.gradients.steps["learning_rate"]))
-    return Remedy(
-        f"takes {'smaller' if factor < 1 else 'larger'} steps",
-        {"optimizer.learning_rate": float(f"{peak * factor:.2g}")},
-    )

@@ -7,6 +7,7 @@ import numpy as np
 from trainer.diagnosis.evidence import Evidence, nan_median
 from trainer.diagnosis.finding import Finding, Remedy
 from trainer.diagnosis.registry import rule
+from trainer.diagnosis.remedies import scaled_rate
 
 PERSISTENT = 0.6
 """Share of the windows in which a condition must hold: one odd window is no illness."""
@@ -56,7 +57,7 @@ def nonfinite(evidence: Evidence) -> list[Finding]:
             {"steps": 0},
             int(np.sum(log.window_steps[:, 1] >= step)),
             len(log.window_steps),
-            (_lower_rate(evidence, 0.1), *_STEADIER),
+            (scaled_rate(evidence, 0.1), *_STEADIER),
         )
     ]
 
@@ -88,18 +89,21 @@ def overflow(evidence: Evidence) -> list[Finding]:
             remedies=(
                 Remedy("has the range of float32", {"runtime.precision": "mixed_bfloat16"}),
                 Remedy("has range and digits", {"runtime.precision": "float32"}),
-                _lower_rate(evidence, 0.1),
+                scaled_rate(evidence, 0.1),
             ),
         )
     ]
 
 
-@rule("vanishing", rank=20)
+@rule("vanishing", rank=8)
 def vanishing(evidence: Evidence) -> list[Finding]:
     """A gradient that fades on its way to the first layers.
 
     Formula: r = median raw norm over the first quarter of the kernels / raw norm of the
-    last kernel, each the median over a window.
+    last kernel, each the median over a window; the same of the offsets (biases and betas),
+    whose gradient is that of the layer's output summed up, and so tells of layers whose
+    inputs fade too; the smaller of both. Where the quarter is exactly 0, the smallest norm
+    that is not 0 stands for it: behind a dead layer everything is 0, and that is not to vanish.
     Threshold: r < 1e-3 in 60 % of the windows. An error if also the update ratio of that
     quarter is below 1e-5, or r below 1e-5; else a warning: an optimizer like Adam scales
     small gradients up again, and their noise with them.
@@ -109,26 +113,34 @@ def vanishing(evidence: Evidence) -> list[Finding]:
     are pre-trained and near their optimum.
     """
     windows = evidence.windows
-    norms = evidence.kernels("raw_norm/median", windows)
-    quarter = max(1, norms.shape[1] // 4)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = nan_median(norms[:, :quarter], axis=1) / norms[:, -1]
-    can_tell = np.isfinite(ratio) & (norms[:, -1] > 0)
+    ratios = {
+        name: _first_over_last(evidence, indices, windows)
+        for name, indices in _ladders(evidence).items()
+    }
+    stacked = np.stack(list(ratios.values()))
+    known = np.isfinite(stacked)
+    ratio = np.where(known, stacked, np.inf).min(axis=0)
+    can_tell = known.any(axis=0)
     fired = can_tell & (ratio < 1e-3)
     if not can_tell.any() or fired.sum() < PERSISTENT * can_tell.sum():
         return []
-    updates = evidence.kernels("update_ratio/median", windows)[fired][:, :quarter]
-    update = float(nan_median(updates)) if np.isfinite(updates).any() else 0.0
     worst = float(np.median(ratio[fired]))
-    profile = np.median(norms[fired], axis=0)
+    name = min(ratios, key=lambda each: float(nan_median(ratios[each][fired])))
+    indices = _ladders(evidence)[name]
+    quarter = max(1, len(indices) // 4)
+    updates = evidence.gradients.stat("update_ratio/median")[windows[fired]]
+    quarter_updates = updates[:, evidence.kernel_indices[:quarter]]
+    update = float(nan_median(quarter_updates)) if np.isfinite(quarter_updates).any() else 0.0
+    profile = np.median(evidence.table("raw_norm/median", windows[fired], indices), axis=0)
     order = np.argsort(profile, kind="stable")
-    weak = [evidence.kernel_paths[i] for i in order if profile[i] < 1e-3 * profile[-1]]
+    paths = evidence.gradients.header.paths
+    weak = [paths[indices[i]] for i in order if profile[i] < 1e-3 * profile[-1]]
     return [
         Finding(
             "vanishing",
             "error" if update < 1e-5 or worst < 1e-5 else "warning",
-            f"gradients vanish: the first {quarter} kernels get {worst:.1e} of the norm of the "
-            f"last one; {len(weak)} of {len(profile)} kernels get less than a thousandth",
+            f"gradients vanish: the first {quarter} {name} get {worst:.1e} of the norm of the "
+            f"last one; {len(weak)} of {len(profile)} {name} get less than a thousandth",
             tuple(weak),
             evidence.steps_of(windows[fired]),
             {"ratio": worst, "update_ratio": update},
@@ -138,6 +150,30 @@ def vanishing(evidence: Evidence) -> list[Finding]:
             _against_vanishing(evidence),
         )
     ]
+
+
+def _ladders(evidence: Evidence) -> dict[str, np.ndarray]:
+    """Return what is compared from the first layer to the last: kernels, and offsets if many."""
+    ladders = {"kernels": evidence.kernel_indices}
+    # Two or three of them would be the head's and a neighbour's.
+    if len(evidence.offset_indices) >= 4:
+        ladders["offsets"] = evidence.offset_indices
+    return ladders
+
+
+def _first_over_last(evidence: Evidence, indices: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Return the first quarter's raw norm over that of the last, shape (windows,).
+
+    NaN where no gradient reaches the last kernel: the network is dead then, and what killed
+    it shows in the windows before.
+    """
+    norms = evidence.table("raw_norm/median", windows, indices)
+    is_alive = evidence.kernels("raw_norm/median", windows)[:, -1] > 0
+    first = nan_median(norms[:, : max(1, len(indices) // 4)], axis=1)
+    smallest = np.where(norms > 0, norms, np.inf).min(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(first > 0, first, smallest) / norms[:, -1]
+    return np.asarray(np.where(is_alive, ratio, np.nan))
 
 
 def _against_vanishing(evidence: Evidence) -> tuple[Remedy, ...]:
@@ -163,42 +199,43 @@ def _against_vanishing(evidence: Evidence) -> tuple[Remedy, ...]:
     return tuple(remedy for remedy, there in zip(remedies, has, strict=True) if not there)
 
 
-@rule("exploding", rank=21)
+@rule("exploding", rank=7)
 def exploding(evidence: Evidence) -> list[Finding]:
     """A gradient that grows on its way to the first layers, or from time to time.
 
-    Formula: r as in `vanishing`; s = share of the steps whose raw norm is over ten times
-    the median of the 50 finite steps before.
+    Formula: r as in `vanishing`, the larger one of kernels and offsets: where inputs shrink
+    with depth as fast as gradients grow towards the first layer, all kernels have alike
+    gradients, and only offsets tell. s = share of the steps whose raw norm is over ten
+    times the median of the 50 finite steps before.
     Threshold: r > 70 in 60 % of the windows; or s > 0.05.
     Source: AUTOTRAINER, 70; trainproof, spikes of ten times the median.
-    Wrong when: the head's gradient is tiny because the training has converged. Silent where
-    inputs shrink with depth as fast as gradients grow towards the first layer, so that all
-    kernels have alike gradients: a plain stack without normalization, which
-    `initialization` sees by its outputs.
+    Wrong when: the head's gradient is tiny because the training has converged.
     """
     windows = evidence.windows
-    norms = evidence.kernels("raw_norm/median", windows)
-    quarter = max(1, norms.shape[1] // 4)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = nan_median(norms[:, :quarter], axis=1) / norms[:, -1]
-    can_tell = np.isfinite(ratio)
+    stacked = np.stack(
+        [_first_over_last(evidence, each, windows) for each in _ladders(evidence).values()]
+    )
+    known = np.isfinite(stacked)
+    ratio = np.where(known, stacked, -np.inf).max(axis=0)
+    can_tell = known.any(axis=0)
     fired = can_tell & (ratio > 70)
     findings = []
     if can_tell.any() and fired.sum() >= PERSISTENT * can_tell.sum():
         worst = float(np.median(ratio[fired]))
+        quarter = max(1, len(evidence.kernel_indices) // 4)
         findings.append(
             Finding(
                 "exploding",
                 "error",
-                f"gradients explode: the first {quarter} kernels get {worst:.3g} times the norm "
-                "of the last one",
+                f"gradients explode: the first quarter of the layers gets {worst:.3g} times the "
+                "norm of the last one",
                 evidence.kernel_paths[:quarter],
                 evidence.steps_of(windows[fired]),
                 {"ratio": worst},
                 {"ratio": 70},
                 int(fired.sum()),
                 int(can_tell.sum()),
-                (*_STEADIER, _lower_rate(evidence, 0.1)),
+                (*_STEADIER, scaled_rate(evidence, 0.1)),
             )
         )
     return findings + _spikes(evidence)
@@ -229,15 +266,7 @@ def _spikes(evidence: Evidence) -> list[Finding]:
                     "bounds the whole gradient at its usual norm",
                     {"optimizer.global_clipnorm": float(f"{np.median(usual):.2g}")},
                 ),
-                _lower_rate(evidence, 0.3),
+                scaled_rate(evidence, 0.3),
             ),
         )
     ]
-
-
-def _lower_rate(evidence: Evidence, factor: float) -> Remedy:
-    rates = evidence.gradients.steps["learning_rate"]
-    peak = (
-        float(np.max(rates)) if evidence.config is None else evidence.config.optimizer.learning_rate
-    )
-    return Remedy("takes smaller steps", {"optimizer.learning_rate": float(f"{peak * factor:.2g}")})

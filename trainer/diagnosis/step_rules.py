@@ -1,12 +1,15 @@
-"""What the optimizer makes of the gradients: update ratio, clipping, what never moves."""
+"""What the optimizer makes of the gradients: size of steps, clipping, what never moves."""
 
 from __future__ import annotations
+
+from math import prod
 
 import numpy as np
 
 from trainer.diagnosis.evidence import Evidence, nan_median
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy, Severity
 from trainer.diagnosis.registry import rule
+from trainer.diagnosis.remedies import scaled_rate
 from trainer.diagnosis.signal_rules import PERSISTENT
 
 
@@ -15,8 +18,8 @@ def stuck(evidence: Evidence) -> list[Finding]:
     """Variables that never move.
 
     Formula: largest norm of the update over all windows is 0, while the learning rate is
-    not; the loss does not depend on the variable, or its gradient is exactly 0. Steps of a
-    gradient that are lost in rounding are for `vanishing` and `update_ratio` to say.
+    not, because the loss does not depend on the variable or its gradient is exactly 0. What
+    is so small that the weight rounds it away is for `vanishing` or `small_updates`.
     Threshold: 0, over at least 10 steps. An error if any kernel is among them.
     Source: SageMaker Debugger, UnchangedTensor; constant initializations (Goodfellow et al.
     2016, section 8.4) do it.
@@ -28,7 +31,7 @@ def stuck(evidence: Evidence) -> list[Finding]:
         raise CannotJudge("the learning rate is 0")
     variables = log.header.variables
     still = (log.stat("update_norm/max")[windows] == 0).all(axis=0)
-    still &= ~(log.stat("raw_norm/max")[windows] > 0).any(axis=0)
+    still &= (log.stat("raw_norm/max")[windows] == 0).all(axis=0)
     found = np.flatnonzero(still)
     if not len(found):
         return []
@@ -61,35 +64,47 @@ def stuck(evidence: Evidence) -> list[Finding]:
     ]
 
 
-@rule("update_ratio", rank=35)
-def update_ratio(evidence: Evidence) -> list[Finding]:
-    """Steps that are too large or too small for the weights.
+@rule("large_updates", rank=3)
+def large_updates(evidence: Evidence) -> list[Finding]:
+    """Steps that are too large for the weights.
 
-    Formula: norm of the update over norm of the weight, median over the kernels. Too large:
-    of the largest of a window, in any window, the first ones too, for large steps soon make
-    the weights so large that they look small. Too small: of the median of a window, where
-    the schedule has not brought the learning rate below a tenth, if no window of the first
-    quarter has more: steps that get small later have arrived somewhere, or are stuck.
-    Threshold: above 0.5 in one window, or below 1e-5 in 60 % of them. 1e-3 is usual.
-    Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-5 and 1e-1; 0.5 here, for
-    Muon on kernels of fixed norm takes 0.1 on purpose.
-    Wrong when: weights start at zero, or a pre-trained model is only to be touched.
+    Formula: norm of the update over norm of the weight, median over the kernels, of the
+    largest of a window; in any window, the first ones too, for large steps soon make the
+    weights so large that they look small.
+    Threshold: 0.5; 1e-3 is usual.
+    Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-1; 0.5 here, for Muon on
+    kernels of fixed norm takes 0.1 on purpose.
+    Wrong when: weights start at zero or nearly so.
     """
     every = np.arange(len(evidence.gradients.window_steps))
     largest = nan_median(evidence.kernels("update_ratio/max", every), axis=1)
+    fired = largest > 0.5
+    if not fired.any():
+        return []
+    return [_off_size(evidence, "large", largest, fired, every, 0.5)]
+
+
+@rule("small_updates", rank=35)
+def small_updates(evidence: Evidence) -> list[Finding]:
+    """Steps that are too small for the weights.
+
+    Formula: norm of the update over norm of the weight, median over the kernels and over a
+    window in which the schedule has not brought the learning rate below a tenth, if no
+    window of the first quarter has more: steps that get small later have arrived somewhere,
+    or are stuck.
+    Threshold: below 1e-5 in 60 % of the windows; 1e-3 is usual.
+    Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-5.
+    Wrong when: a pre-trained model is only to be touched.
+    """
     active = evidence.active_windows
     usual = nan_median(evidence.kernels("update_ratio/median", active), axis=1)
-    too_large, too_small = largest > 0.5, usual < 1e-5
-    findings = []
-    if too_large.any():
-        findings.append(_off_size(evidence, "large", largest, too_large, every, 0.5))
-    first = nan_median(
-        evidence.kernels("update_ratio/median", every[: len(every) // 4 + 1]), axis=1
-    )
-    was_larger = bool((first >= 1e-5).any())
-    if too_small.sum() >= PERSISTENT * len(active) and not was_larger:
-        findings.append(_off_size(evidence, "small", usual, too_small, active, 1e-5))
-    return findings
+    every = np.arange(len(evidence.gradients.window_steps))
+    first = evidence.kernels("update_ratio/median", every[: len(every) // 4 + 1])
+    was_larger = bool((nan_median(first, axis=1) >= 1e-5).any())
+    fired = usual < 1e-5
+    if fired.sum() < PERSISTENT * len(active) or was_larger:
+        return []
+    return [_off_size(evidence, "small", usual, fired, active, 1e-5)]
 
 
 def _off_size(
@@ -101,10 +116,8 @@ def _off_size(
     bound: float,
 ) -> Finding:
     value = float(np.median(ratios[fired]))
-    rate = float(np.max(evidence.gradients.steps["learning_rate"]))
-    why, factor = ("takes smaller steps", 0.1) if what == "large" else ("takes larger steps", 10.0)
     return Finding(
-        "update_ratio",
+        f"{what}_updates",
         "error",
         f"steps are too {what}: one changes the kernels by {value:.1e} of their norm",
         (),
@@ -113,11 +126,11 @@ def _off_size(
         {"update_ratio": bound},
         int(fired.sum()),
         len(windows),
-        (Remedy(why, {"optimizer.learning_rate": float(f"{rate * factor:.2g}")}),),
+        (scaled_rate(evidence, 0.1 if what == "large" else 10.0),),
     )
 
 
-@rule("clipping", rank=18)
+@rule("clipping", rank=4)
 def clipping(evidence: Evidence) -> list[Finding]:
     """A bound that always acts, or never.
 
@@ -182,50 +195,127 @@ def _severity_of_clipping(optimizer: str, left: float) -> Severity:
     return "error" if left < 0.01 else "warning"
 
 
-@rule("regularizer", rank=25)
+@rule("regularizer", rank=2)
 def regularizer(evidence: Evidence) -> list[Finding]:
-    """L2 that pulls harder than the data.
+    """L1 or L2 that pulls harder than the data.
 
-    Formula: 2 * l2 * norm of the kernel (the gradient of its L2 term) over its raw norm,
-    which has both parts; median over a window and over the kernels that have it.
-    Threshold: 0.7 in 60 % of the windows: the two parts are about at right angles behind a
-    normalization, and equal there.
+    Formula: norm of the regularizer's gradient (2 * l2 * norm of the kernel, and l1 * the
+    root of its size) over its raw norm, which has both parts; median over a window and over
+    the kernels that have a regularizer.
+    Threshold: 0.7 in 60 % of the windows, or in the first one: the two parts are at right
+    angles behind a normalization, and equal there. Weights that have collapsed under it
+    get large gradients from the data again, so that only the start tells.
     Source: TheDeepChecker compares the two gradients; Ioffe and Szegedy 2015 and van Laarhoven
     2017 for the right angle.
     Wrong when: without normalization, near the optimum, where both parts cancel.
     """
-    if evidence.config is None:
-        raise CannotJudge("the regularizers are not known without a config")
-    block = evidence.config.model.block
-    l2 = block.kernel_regularizer.l2
-    if not l2:
+    variables = evidence.gradients.header.variables
+    chosen = [k for k in evidence.kernel_indices if variables[k].l1 or variables[k].l2]
+    if not chosen:
         return []
-    windows = evidence.active_windows
-    # The head has a regularizer of its own.
-    weights = evidence.kernels("weight_norm/median", windows)[:, :-1]
-    norms = evidence.kernels("raw_norm/median", windows)[:, :-1]
+    windows = np.union1d([0], evidence.active_windows)
+    l1 = np.array([variables[k].l1 * prod(variables[k].shape) ** 0.5 for k in chosen])
+    l2 = np.array([variables[k].l2 for k in chosen])
+    pull = l1 + 2 * l2 * evidence.table("weight_norm/median", windows, np.array(chosen))
+    norms = evidence.table("raw_norm/median", windows, np.array(chosen))
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = nan_median(2 * l2 * weights / norms, axis=1)
+        shares = nan_median(pull / norms, axis=1)
     fired = shares > 0.7
-    if fired.sum() < PERSISTENT * len(windows):
+    if fired.sum() < PERSISTENT * len(windows) and not fired[0]:
         return []
     share = float(np.median(shares[fired]))
     return [
         Finding(
             "regularizer",
             "error",
-            f"L2 pulls harder than the data: it is {share:.0%} of the gradient of the kernels",
-            (),
+            f"the regularizer pulls harder than the data: it is {share:.0%} of the gradient of "
+            f"the {len(chosen)} kernels that have one",
+            evidence.paths_of(chosen),
             evidence.steps_of(windows[fired]),
             {"regularizer_share": share},
             {"regularizer_share": 0.7},
             int(fired.sum()),
             len(windows),
-            (
-                Remedy(
-                    "pulls a tenth as hard",
-                    {"model.block.kernel_regularizer": {"l2": float(f"{l2 / 10:.2g}")}},
-                ),
-            ),
+            _weaker_regularizer(evidence),
+        )
+    ]
+
+
+def _weaker_regularizer(evidence: Evidence) -> tuple[Remedy, ...]:
+    if evidence.config is None:
+        return (Remedy("pulls less", {"model.block.kernel_regularizer": {"l2": 1e-4}}),)
+    now = evidence.config.model.block.kernel_regularizer
+    weaker = {name: float(f"{getattr(now, name) / 100:.2g}") for name in ("l1", "l2")}
+    return (Remedy("pulls a hundredth as hard", {"model.block.kernel_regularizer": weaker}),)
+
+
+@rule("frozen", rank=50)
+def frozen(evidence: Evidence) -> list[Finding]:
+    """Kernels that are not trained.
+
+    Formula: values of the model's kernels that are not trainable over those of all kernels.
+    Threshold: 0.1: a warning.
+    Source: the project's own; UMLAUT and TheDeepChecker ask whether all is trained that
+    should be.
+    Wrong when: the frozen part is pre-trained or fixed on purpose.
+    """
+    header = evidence.gradients.header
+    fixed = sum(prod(variable.shape) for variable in header.frozen)
+    trained = sum(prod(variable.shape) for variable in header.variables if variable.is_kernel)
+    share = fixed / (fixed + trained) if fixed else 0.0
+    if share <= 0.1:
+        return []
+    steps = evidence.gradients.steps["step"]
+    return [
+        Finding(
+            "frozen",
+            "warning",
+            f"{len(header.frozen)} kernels are not trained, {share:.0%} of all their values",
+            tuple(variable.path for variable in header.frozen),
+            (int(steps[0]), int(steps[-1])),
+            {"frozen_share": share},
+            {"frozen_share": 0.1},
+            len(evidence.gradients.window_steps),
+            len(evidence.gradients.window_steps),
+        )
+    ]
+
+
+@rule("noise", rank=80)
+def noise(evidence: Evidence) -> list[Finding]:
+    """A batch far from the size at which its noise and its signal are equal.
+
+    Formula: the simple noise scale tr(covariance) / |mean gradient|^2, in batches: with R
+    replicas, q the mean square of the norms of their own gradients and Q that of the
+    gradient of the whole batch, (q - Q) / (R * Q - q), of sums over all steps.
+    Threshold: above 10, or below 0.1: a note.
+    Source: McCandlish et al. 2018, appendix A.1.
+    Wrong when: replicas see unlike data; the scale grows in training, and this is its mean.
+    """
+    log = evidence.gradients
+    replicas = log.header.num_replicas
+    if replicas < 2:
+        raise CannotJudge("a step has one gradient; two replicas or `trainer xray` can tell")
+    own = log.steps["replica_norm"].astype(np.float64)
+    whole = log.steps["raw_norm"].astype(np.float64)
+    known = np.isfinite(own) & np.isfinite(whole)
+    if known.sum() < 10:
+        raise CannotJudge(f"{known.sum()} steps have the gradients of replicas, and 10 are needed")
+    small, large = float(np.sum(own[known] ** 2)), float(np.sum(whole[known] ** 2))
+    signal = replicas * large - small
+    scale = (small - large) / signal if signal > 0 else float("inf")
+    if 0.1 <= scale <= 10:
+        return []
+    steps = log.steps["step"]
+    what = "a larger batch would learn more a step" if scale > 1 else "a smaller one would do"
+    return [
+        Finding(
+            "noise",
+            "note",
+            f"the gradient's noise scale is {scale:.2g} batches: {what}",
+            (),
+            (int(steps[0]), int(steps[-1])),
+            {"noise_scale": scale},
+            {"noise_scale": 10.0 if scale > 1 else 0.1},
         )
     ]
