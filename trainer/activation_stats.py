@@ -8,42 +8,18 @@ between devices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.bounded_values import SATURATIONS, Bounded, Saturation
 from trainer.gradient_stats import Rows, sums_of_squares
 from trainer.recorded_steps import ACTIVATIONS
 
 PARTS = ("count", *ACTIVATIONS)
 """What each replica computes: the number of values looked at, and their statistics."""
-
-
-@dataclass(frozen=True)
-class Saturation:
-    """A bounded function's values are saturated where `abs(value - center) > radius`.
-
-    Attributes:
-        center: Middle of the function's range.
-        radius: Where its slope falls below 0.01.
-    """
-
-    center: float
-    radius: float
-
-
-# Slopes: sigmoid y * (1 - y), tanh 1 - y^2, softsign (1 - |y|)^2. The hard ones have none
-# at their bounds, which a float16 may miss by a digit.
-_SATURATIONS = {
-    keras.activations.sigmoid: Saturation(0.5, 0.24**0.5),
-    keras.activations.tanh: Saturation(0.0, 0.99**0.5),
-    keras.activations.softsign: Saturation(0.0, 0.9),
-    keras.activations.hard_sigmoid: Saturation(0.5, 0.499),
-    keras.activations.hard_tanh: Saturation(0.0, 0.999),
-}
 
 
 def saturation_of(layer: keras.layers.Layer) -> Saturation | None:
@@ -54,7 +30,7 @@ def saturation_of(layer: keras.layers.Layer) -> Saturation | None:
     """
     last = getattr(layer, "last_activation", layer)
     function = getattr(last, "activation", None)
-    return _SATURATIONS.get(function) if callable(function) else None
+    return SATURATIONS.get(function) if callable(function) else None
 
 
 def activation_parts(
@@ -62,6 +38,7 @@ def activation_parts(
     saturations: Sequence[Saturation | None],
     num_images: int | None,
     is_bad: tf.Tensor | None = None,
+    inner: Sequence[Sequence[Bounded]] | None = None,
 ) -> tf.Tensor:
     """Return `PARTS` of each layer's outputs.
 
@@ -73,6 +50,8 @@ def activation_parts(
         is_bad: Whether the step is not finite, a boolean scalar: non-finite values are
             then counted over all images, whatever `num_images` says, and are zero in
             other steps. None counts them always, without a branch.
+        inner: Per layer its bounded values inside: the saturated fraction is the largest
+            of them and of the output.
 
     Returns:
         Shape (layers, len(PARTS)), float32; NaN for a layer without outputs.
@@ -92,7 +71,7 @@ def activation_parts(
         else tf.cond(is_bad, nonfinite_counts, lambda: tf.zeros(len(values)))
     )
     saturated = [
-        _saturated_fraction(each, saturations[index])
+        _saturated_fraction(each, saturations[index], inner[index] if inner else (), num_images)
         for each, index in zip(values, seen, strict=True)
     ]
     rows = Rows(values)
@@ -167,9 +146,22 @@ def _values(calls: Sequence[tf.Tensor], num_images: int | None) -> tf.Tensor:
     return parts[0] if len(parts) == 1 else tf.concat([tf.reshape(p, [-1]) for p in parts], 0)
 
 
-def _saturated_fraction(values: tf.Tensor, saturation: Saturation | None) -> Any:
-    if saturation is None:
+def _saturated_fraction(
+    values: tf.Tensor,
+    saturation: Saturation | None,
+    inner: Sequence[Bounded],
+    num_images: int | None,
+) -> Any:
+    bounded = [] if saturation is None else [(values, saturation)]
+    bounded += [(_values([each], num_images), where) for each, where in inner]
+    if not bounded:
         return tf.constant(np.nan, tf.float32)
+    return tf.reduce_max(tf.stack([_share_beyond(*each) for each in bounded]))
+
+
+def _share_beyond(values: tf.Tensor, saturation: Saturation) -> tf.Tensor:
+    if saturation.of_largest:
+        values = tf.reduce_max(values, axis=-1)
     return tf.reduce_mean(_indicator(tf.abs(values - saturation.center) > saturation.radius))
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from trainer.activation_hook import ActivationHook, activation_layers
 from trainer.dead_units import DeadUnitProbe
+from trainer.diagnosis.evidence import Evidence
+from trainer.diagnosis.judge import Diagnosis, diagnose
 from trainer.errors import NonFiniteError
 from trainer.gradient_hook import StepHook, clipping_of
 from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, first_to_last_ratio
@@ -30,6 +32,13 @@ class GradientRecorder(keras.callbacks.Callback):
         model.fit(x, y, epochs=3, callbacks=[recorder])
         print(recorder.log().stat("raw_norm/median"))
         print(recorder.log().activation("zero_fraction/median"))
+        print(recorder.diagnose())
+
+    `diagnose` says what is wrong with the training and what may help, for Sequential,
+    functional and subclassed models alike, a train step of one's own included. Printed
+    it is text for people; `findings`, `exit_code` and `as_json()` are for programs. It
+    knows nothing of the data: a model that was trained before, and cannot get better,
+    may be said not to learn.
 
     The weights that `fit` arrives at are bit-identical with and without it, but for
     one deliberate difference: under a strategy with several replicas gradients are
@@ -114,8 +123,29 @@ class GradientRecorder(keras.callbacks.Callback):
         """Read back what was recorded so far."""
         return GradientLog.read(self.directory)
 
+    def diagnose(self) -> Diagnosis:
+        """Judge what was recorded so far, in the middle of a `fit` or after it.
+
+        Returns:
+            Its `exit_code` is 0 for a healthy training, 1 with a finding of severity
+            error, and 2 if nothing could be judged, which `not_judged` explains.
+        """
+        self.flush()
+        if self.model is not None and self._writer is None:
+            reason = (
+                "no step was recorded: a train step must call `apply` or `apply_gradients` of "
+                "the optimizer that the model is compiled with"
+            )
+            return diagnose(Evidence(None, missing={"log": reason}))
+        return diagnose(Evidence.of_log(self.directory))
+
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         model = self.model
+        if model.optimizer is None:
+            raise ValueError(
+                "the recorder sits between the train step and `model.optimizer`, and this model "
+                "has none. Compile it with the optimizer whose gradients are to be recorded"
+            )
         execution_steps = model.steps_per_execution
         if self.window_steps * self.every_steps < execution_steps:
             raise ValueError(
@@ -157,8 +187,8 @@ class GradientRecorder(keras.callbacks.Callback):
     def _make_activation_hook(self) -> ActivationHook | None:
         if not self.activations_every_steps:
             return None
-        layers = activation_layers(self.model, self.activation_layers)
-        return ActivationHook(self.model, layers) if layers else None
+        # Without any such layer too: it notes the order of the weights.
+        return ActivationHook(self.model, activation_layers(self.model, self.activation_layers))
 
     def _images_looked_at(self) -> int | None:
         return None if self.model.jit_compile else self.activation_images
@@ -177,8 +207,8 @@ class GradientRecorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.flush()
         if self._writer is not None and self._epoch_norms:
-            kernels = np.flatnonzero([v.is_kernel for v in self._header.variables])
-            self.health = first_to_last_ratio(np.concatenate(self._epoch_norms), kernels)
+            norms = np.concatenate(self._epoch_norms)
+            self.health = first_to_last_ratio(norms, self._header.kernels)
             if logs is not None:
                 logs["first_to_last_grad"] = self.health
 
@@ -196,6 +226,7 @@ class GradientRecorder(keras.callbacks.Callback):
         if self._probe is not None:
             recorded = replace(recorded, dead_fraction=self._probe.dead_fraction())
         if self._writer is None:
+            hook = self._activations
             self._header = LogHeader(
                 variables=self._buffer.variables,
                 clipping=clipping_of(self.model.optimizer),
@@ -204,9 +235,11 @@ class GradientRecorder(keras.callbacks.Callback):
                 window_steps=self.window_steps,
                 num_replicas=self.model.distribute_strategy.num_replicas_in_sync,
                 has_loss=self._buffer.has_loss,
-                activations=() if self._activations is None else self._activations.paths,
+                activations=() if hook is None else hook.paths,
                 activations_every_steps=self.activations_every_steps,
                 activation_images=self._images_looked_at(),
+                outputs=() if hook is None else hook.output_paths,
+                order=() if hook is None else hook.order_of(self._buffer.weights),
                 probe_images=0 if self._probe is None else self._probe.num_images,
                 frozen=tuple(
                     describe(variable)

@@ -29,6 +29,7 @@ import tensorflow as tf
 
 from trainer.activation_hook import ActivationHook
 from trainer.activation_stats import PARTS, activation_parts, saturation_of
+from trainer.bounded_values import Bounded
 from trainer.gradient_stats import (
     Rows,
     clipped_norms,
@@ -150,6 +151,7 @@ class StepHook:
         is_skipped = tf.equal(iterations, tf.convert_to_tensor(inner._iterations.value))
         clipping = clipping_of(optimizer)
         outputs = [] if self._activations is None else self._activations.take()
+        inner = [] if self._activations is None else self._activations.take_inner()
 
         def measure(in_full: tf.Tensor, with_activations: tf.Tensor) -> dict[str, tf.Tensor]:
             weights = [tf.cast(value, tf.float32) for value in before]
@@ -203,7 +205,7 @@ class StepHook:
             }
             if outputs:
                 rows["activations"] = self._measure_activations(
-                    outputs, with_activations, is_bad, buffer.can_branch
+                    outputs, inner, with_activations, is_bad, buffer.can_branch
                 )
             return rows
 
@@ -214,6 +216,7 @@ class StepHook:
     def _measure_activations(
         self,
         outputs: list[list[tf.Tensor]],
+        inner: list[list[Bounded]],
         is_turn: tf.Tensor,
         is_bad: tf.Tensor,
         can_branch: bool,
@@ -224,11 +227,11 @@ class StepHook:
         absent = tf.fill((len(outputs), len(PARTS)), np.float32(np.nan))
         images = self._activation_images
         if not can_branch:
-            parts = activation_parts(outputs, saturations, images, None)
+            parts = activation_parts(outputs, saturations, images, None, inner)
             return tf.where(is_turn | is_bad, parts, absent)
         return tf.cond(
             is_turn | is_bad,
-            lambda: activation_parts(outputs, saturations, images, is_bad),
+            lambda: activation_parts(outputs, saturations, images, is_bad, inner),
             lambda: absent,
         )
 

@@ -30,6 +30,10 @@ from trainer.run_dir import write_atomically, write_text
 VARIABLES_FILE = "variables.json"
 WINDOWS_FILE = "windows.bin"
 
+# Last parts of the paths of weights that scale and shift, of whatever shape: a GRU and
+# attention have biases with two axes.
+_NOT_KERNELS = ("bias", "beta", "gamma", "alpha")
+
 
 @dataclass(frozen=True)
 class VariableInfo:
@@ -53,7 +57,12 @@ class VariableInfo:
     @property
     def is_kernel(self) -> bool:
         """Whether this is a matrix or a convolution kernel, not a bias or a scale."""
-        return len(self.shape) >= 2
+        return len(self.shape) >= 2 and not self.path.endswith(_NOT_KERNELS)
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether rows of this table are picked, and no input is multiplied with it."""
+        return self.path.rsplit("/", 1)[-1] == "embeddings"
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class LogHeader:
     """What `variables.json` says.
 
     Attributes:
-        variables: In order of creation, which is the order of depth.
+        variables: In order of creation.
         clipping: `{"clipnorm": 1.0}` or alike; empty without clipping.
         every_steps: Every n-th step was recorded.
         moments_every_steps: Of those, every n-th was recorded in full.
@@ -75,6 +84,9 @@ class LogHeader:
             share of the batch; None is the whole batch.
         probe_images: Images that dead units are looked for in at the end of each window.
         frozen: Kernels of the model that are not trained.
+        outputs: Those of `activations` whose own activation makes what the model returns.
+        order: Indices of the variables in the order in which the forward pass uses them;
+            empty if that is not known.
     """
 
     variables: tuple[VariableInfo, ...]
@@ -89,11 +101,19 @@ class LogHeader:
     activation_images: int | None = None
     probe_images: int = 0
     frozen: tuple[VariableInfo, ...] = ()
+    outputs: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Path of each variable."""
         return tuple(variable.path for variable in self.variables)
+
+    @property
+    def kernels(self) -> np.ndarray:
+        """Indices of the kernels among the variables, first layer first."""
+        order = self.order or range(len(self.variables))
+        return np.array([i for i in order if self.variables[i].is_kernel], np.int64)
 
     def read_frames(self, data: bytes, version: int) -> Iterator[tuple[int, LogWindow | str]]:
         """Read the windows of a log with this header, see `log_frames.read_frames`."""
@@ -221,7 +241,7 @@ class GradientLog:
     @property
     def kernels(self) -> np.ndarray:
         """Indices of the kernels among the variables, first layer first."""
-        return np.flatnonzero([variable.is_kernel for variable in self.header.variables])
+        return self.header.kernels
 
 
 def first_to_last_ratio(raw_norm: np.ndarray, kernels: np.ndarray) -> float:
@@ -272,7 +292,8 @@ def _read_header(path: Path) -> tuple[LogHeader, int]:
             values[name] = tuple(
                 VariableInfo(**{**v, "shape": tuple(v["shape"])}) for v in described
             )
-        values["activations"] = tuple(values.get("activations", ()))
+        for name in ("activations", "outputs", "order"):
+            values[name] = tuple(values.get(name, ()))
         return LogHeader(**values), version
     except FileNotFoundError:
         raise RunDirectoryError(

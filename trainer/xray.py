@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.activation_hook import activation_layers
-from trainer.activation_stats import Saturation, saturation_of
+from trainer.activation_stats import saturation_of
+from trainer.bounded_values import Saturation
 from trainer.config import Config
 from trainer.config.schema import RuntimeConfig
 from trainer.data.pipeline import steps_per_epoch, training_batches

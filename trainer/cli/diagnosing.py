@@ -1,4 +1,4 @@
-"""The verbs that judge: diagnose, xray."""
+"""The verbs that judge: diagnose, diagnose-model, xray."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.app import AsJson, ConfigPath, Overrides, RunPath, answer, app
-from trainer.run_dir import RunDir
+from trainer.cli.app import AsJson, ConfigPath, Overrides, answer, app
+from trainer.run_dir import RunDir, write_json
+
+Rules = Annotated[list[Path] | None, typer.Option(help="A Python file with rules of your own.")]
 
 
 @app.command()
 def diagnose(
-    run: RunPath,
-    rules: Annotated[
-        list[Path] | None, typer.Option(help="A Python file with rules of your own.")
-    ] = None,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A run directory, or a folder that is just a gradient log.", show_default=False
+        ),
+    ],
+    rules: Rules = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a run's gradients are in order, on what evidence, and what to change.
@@ -29,12 +34,91 @@ def diagnose(
     from trainer.diagnosis.judge import format_diagnosis
     from trainer.diagnosis.registry import load_rules
 
-    directory = RunDir.open(run)
-    for path in rules or []:
-        load_rules(path)
-    diagnosis = judge(Evidence.of_run(directory))
-    value = {"run": str(directory.path), **diagnosis.as_json()}
-    answer(value, as_json, lambda: f"{format_diagnosis(diagnosis)}\n{directory.path}")
+    evidence = Evidence.at(path)
+    for file in rules or []:
+        load_rules(file)
+    diagnosis = judge(evidence)
+    value = {"run": str(path), **diagnosis.as_json()}
+    if evidence.config is not None:
+        write_json(RunDir(path).diagnosis, value)
+    answer(value, as_json, lambda: f"{format_diagnosis(diagnosis)}\n{path}")
+    if diagnosis.exit_code:
+        raise typer.Exit(diagnosis.exit_code)
+
+
+@app.command("diagnose-model")
+def diagnose_model(
+    model: Annotated[Path, typer.Argument(help="A .keras or .h5 file.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="An npz file with x and y (or x_train and y_train; several inputs: x_0, x_1, "
+            "or their names).",
+            show_default=False,
+        ),
+    ],
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as mse, huber:delta=2 or categorical_crossentropy:from_logits; by default "
+            "the one in the file."
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as adam or sgd:learning_rate=0.1,momentum=0.9; by default the one in the "
+            "file, in its state before the first step."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 32,
+    steps: Annotated[int, typer.Option(min=20, help="Steps to train for.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the examples.")] = 0,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE_OR_FILE.py",
+            help="Code with the model's own layers or losses; can be repeated.",
+        ),
+    ] = None,
+    rules: Rules = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder to keep the gradient log in.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a copy of a saved Keras model for some steps in memory, and diagnose it.
+
+    The file is not changed. Exit code 0: healthy, 1: unhealthy, 2: could not judge.
+    """
+    from trainer.diagnosis.judge import format_diagnosis
+    from trainer.diagnosis.registry import load_rules
+    from trainer.quiet import import_tensorflow
+
+    for file in rules or []:
+        load_rules(file)
+    import_tensorflow()
+    from trainer.diagnose_model import Trial
+    from trainer.diagnose_model import diagnose_model as try_model
+
+    diagnosis = try_model(
+        Trial(
+            model=model,
+            data=data,
+            loss=loss,
+            optimizer=optimizer,
+            batch_size=batch_size,
+            steps=steps,
+            seed=seed,
+            imports=imports or (),
+            keep=keep,
+        )
+    )
+    value = {
+        "model": str(model),
+        "log": None if keep is None else str(keep),
+        **diagnosis.as_json(),
+    }
+    answer(value, as_json, lambda: f"{format_diagnosis(diagnosis)}\n{keep or model}")
     if diagnosis.exit_code:
         raise typer.Exit(diagnosis.exit_code)
 

@@ -80,11 +80,14 @@ def saturated(evidence: Evidence) -> list[Finding]:
     """Bounded activations where their slope is nearly zero.
 
     Formula: share of a layer's outputs at which the slope of its sigmoid, tanh or other
-    bounded function is below 0.01, median over a window.
+    bounded function is below 0.01; of the gates of an LSTM or a GRU likewise; of the
+    softmaxes of attention whose largest value is above 0.9999. The largest of these in a
+    layer, median over a window.
     Threshold: 0.5 in 60 % of the windows.
     Source: Glorot and Bengio 2010, section 3; TheDeepChecker and SageMaker Debugger, half of
     the units.
-    Wrong when: the layer is a gate that should be open or shut.
+    Wrong when: the layer is a gate that should be open or shut, or most of what attention
+    could look at is masked.
     """
     windows, shares = _activations(evidence, "saturated_fraction/median")
     if np.isnan(shares).all():
@@ -101,8 +104,8 @@ def saturated(evidence: Evidence) -> list[Finding]:
         Finding(
             "saturated",
             "error",
-            f"{len(names)} recorded layers are saturated: {medians.max():.0%} of the outputs of "
-            f"{names[0]} lie where the activation is flat",
+            f"{len(names)} recorded layers are saturated: {medians.max():.0%} of the values in "
+            f"{names[0]} lie where its activation is flat",
             names,
             evidence.steps_of(windows),
             {"saturated_fraction": float(medians.max())},
@@ -147,7 +150,7 @@ def initialization(evidence: Evidence) -> list[Finding]:
 
 def _size_at_start(evidence: Evidence) -> list[Finding]:
     stds = evidence.gradients.activation("std/median")[0].astype(np.float64)
-    known = np.flatnonzero(np.isfinite(stds) & (stds > 0))
+    known = np.flatnonzero(np.isfinite(stds) & (stds > 0) & ~evidence.is_output)
     if len(known) < 2:
         return []
     ratio = float(stds[known[-1]] / stds[known[0]])
@@ -202,7 +205,11 @@ def _loss_at_start(evidence: Evidence) -> list[Finding]:
 
 
 def _activations(evidence: Evidence, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the windows that have activations, and a statistic of them in float64."""
+    """Return the windows that have activations, and a statistic of them in float64.
+
+    It is NaN where an activation makes what the model returns: a softmax or a sigmoid
+    that is sure of its answer is what the training is for.
+    """
     log = evidence.gradients
     if not log.header.activations or not log.header.activations_every_steps:
         raise CannotJudge("no activations were recorded (gradients.activations_every_steps: 0)")
@@ -210,4 +217,5 @@ def _activations(evidence: Evidence, name: str) -> tuple[np.ndarray, np.ndarray]
     known = ~np.isnan(log.activation("std/median")[evidence.windows]).all(axis=1)
     if not known.any():
         raise CannotJudge("no window has activations")
+    values[:, evidence.is_output] = np.nan
     return evidence.windows[known], values[known]

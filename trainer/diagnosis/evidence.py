@@ -14,7 +14,7 @@ import numpy as np
 from trainer.config import Config, load_config
 from trainer.diagnosis.finding import CannotJudge
 from trainer.errors import RunDirectoryError
-from trainer.gradient_log import GradientLog
+from trainer.gradient_log import VARIABLES_FILE, GradientLog
 from trainer.run_dir import RunDir, read_history, read_json
 
 # Steps before the first one that counts: an optimizer and normalization find their feet.
@@ -34,6 +34,7 @@ class Evidence:
         history: One row an epoch.
         data: Content of `data.json`, or None.
         missing: Why something is not there, by its name.
+        loss_of_knowing_nothing: Of the best constant answer, or None if it is not known.
     """
 
     log: GradientLog | None
@@ -41,6 +42,18 @@ class Evidence:
     history: Sequence[dict[str, float]] = ()
     data: dict[str, Any] | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    loss_of_knowing_nothing: float | None = None
+
+    @classmethod
+    def at(cls, path: Path | str) -> Evidence:
+        """Read a run directory, or a folder that is just a gradient log.
+
+        Raises:
+            RunDirectoryError: If it is neither.
+        """
+        path = Path(path)
+        is_log = (path / VARIABLES_FILE).is_file() and not RunDir(path).config.is_file()
+        return cls.of_log(path) if is_log else cls.of_run(RunDir.open(path))
 
     @classmethod
     def of_run(cls, run: RunDir) -> Evidence:
@@ -69,13 +82,23 @@ class Evidence:
         )
 
     @classmethod
-    def of_log(cls, directory: Path | str) -> Evidence:
+    def of_log(
+        cls, directory: Path | str, loss_of_knowing_nothing: float | None = None
+    ) -> Evidence:
         """Read the gradient log of any training.
 
         Raises:
             RunDirectoryError: If there is none.
         """
-        return cls(log=GradientLog.read(directory))
+        log = GradientLog.read(directory)
+        missing = {"the end of the log": log.problem} if log.problem else {}
+        if not len(log.steps):
+            missing["log"] = f"{directory}: no window was recorded yet"
+        return cls(
+            log=log if len(log.steps) else None,
+            missing=missing,
+            loss_of_knowing_nothing=loss_of_knowing_nothing,
+        )
 
     @cached_property
     def gradients(self) -> GradientLog:
@@ -87,6 +110,12 @@ class Evidence:
         if self.log is None:
             raise CannotJudge(self.missing.get("log", "no gradients were recorded"))
         return self.log
+
+    @cached_property
+    def is_output(self) -> np.ndarray:
+        """Whether each activation layer makes what the model returns, shape (layers,), bool."""
+        header = self.gradients.header
+        return np.isin(np.array(header.activations, object), header.outputs)
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -140,11 +169,20 @@ class Evidence:
     def kernel_indices(self) -> np.ndarray:
         """Indices of the kernels that the loss depends on, first layer first.
 
+        Without embeddings: what they return is as small as they are themselves, so that
+        their gradients are of another size than those of what follows.
+
         Raises:
             CannotJudge: If there are fewer than two.
         """
-        header = self.gradients.header
-        found = np.array([k for k in self.gradients.kernels if header.variables[k].connected])
+        variables = self.gradients.header.variables
+        found = np.array(
+            [
+                index
+                for index in self.gradients.kernels
+                if variables[index].connected and not variables[index].is_embedding
+            ]
+        )
         if len(found) < 2:
             raise CannotJudge("the model has fewer than two kernels to compare")
         return found

@@ -18,11 +18,12 @@ class CannotJudge(Exception):
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of the config that may help.
+    """A change that may help.
 
     Attributes:
-        why: What it does, in half a sentence.
-        patch: Values by dotted key, as `--set` takes them.
+        why: What it does, in half a sentence; what to try and what that does, where there
+            is no config to change.
+        patch: Values by dotted key, as `--set` takes them; empty without a config.
     """
 
     why: str
@@ -30,7 +31,7 @@ class Remedy:
 
     @property
     def options(self) -> str:
-        """The patch as options of the command line."""
+        """The patch as options of the command line, empty without a config."""
         return " ".join(f"--set {key}={_as_yaml(value)}" for key, value in self.patch.items())
 
 

@@ -22,6 +22,7 @@ from trainer.diagnosis import (  # noqa: F401
 )
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import SEVERITIES, CannotJudge, Finding, Remedy
+from trainer.diagnosis.in_words import in_words
 from trainer.diagnosis.registry import RULES
 
 _WIDTH = 80
@@ -49,6 +50,9 @@ class Diagnosis:
         if not self.num_rules:
             return 2
         return int(any(finding.severity == "error" for finding in self.findings))
+
+    def __str__(self) -> str:
+        return format_diagnosis(self)
 
     def as_json(self) -> dict[str, Any]:
         """Return it for programs; remedies have their `options` too."""
@@ -87,9 +91,12 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 
 
 def with_possible_remedies(finding: Finding, config: Config | None) -> Finding:
-    """Leave out what changes nothing in this config, or does not fit it."""
+    """Leave out what changes nothing in this config, or does not fit it.
+
+    Without a config there is nothing to set, and remedies are said in words.
+    """
     if config is None:
-        return finding
+        return replace(finding, remedies=tuple(map(in_words, finding.remedies)))
     kept = tuple(remedy for remedy in finding.remedies if _changes(config, remedy))
     return replace(finding, remedies=kept)
 
@@ -114,7 +121,12 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     for finding in diagnosis.findings:
         lines += [*_paragraph(f"{finding.severity.upper()} {finding.rule}: {finding.message}.", "")]
         lines += _paragraph(_evidence_line(finding), "  ")
-        lines += [f"  try {_options(remedy)}\n      ({remedy.why})" for remedy in finding.remedies]
+        for remedy in finding.remedies:
+            lines += (
+                [f"  try {_options(remedy)}", f"      ({remedy.why})"]
+                if remedy.patch
+                else _paragraph(f"try {remedy.why}", "  ")
+            )
         lines.append("")
     if not diagnosis.findings:
         lines += ["healthy: no rule found anything", ""]

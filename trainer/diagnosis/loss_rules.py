@@ -19,16 +19,19 @@ def diverging(evidence: Evidence) -> list[Finding]:
     """A loss that rises and stays up.
 
     Formula: median loss of the last fifth of the windows over the smallest median loss of
-    a window.
-    Threshold: 1.5, and a rise of at least 0.1 * ln(classes) (0.2 where those are not known).
+    a window. Of a loss that can be negative, the rise over the size of the smallest one.
+    Threshold: 1.5 (a rise of 0.5), and a rise of at least 0.1 * ln(classes), or of 0.3 of the
+    first loss where those are not known.
     Source: trainproof, end over minimum 1.5; TheDeepChecker, twice the minimum.
     Wrong when: the task gets harder on the way (curriculum, larger crops).
     """
     losses, windows = _losses(evidence)
     late = float(np.median(losses[-max(1, len(losses) // 5) :]))
     best = float(losses.min())
-    rise = 0.1 * math.log(evidence.num_classes) if evidence.data is not None else 0.2
-    if late <= 1.5 * best or late - best < rise:
+    rise = 0.3 * abs(losses[0])
+    if evidence.data is not None:
+        rise = 0.1 * math.log(evidence.num_classes)
+    if late - best <= max(0.5 * abs(best), rise):
         return []
     start = windows[int(losses.argmin())]
     return [
@@ -38,9 +41,9 @@ def diverging(evidence: Evidence) -> list[Finding]:
             f"the loss has risen from {best:.3g} to {late:.3g}",
             (),
             (int(evidence.gradients.window_steps[start, 1]), evidence.steps_of(windows)[1]),
-            {"end_over_best": late / best if best else math.inf},
+            {"end_over_best": late / best if best > 0 else math.inf},
             {"end_over_best": 1.5},
-            int(np.sum(losses > 1.5 * best)),
+            int(np.sum(losses > best + 0.5 * abs(best))),
             len(losses),
             (
                 scaled_rate(evidence, 0.1),
@@ -55,27 +58,32 @@ def diverging(evidence: Evidence) -> list[Finding]:
 def plateau(evidence: Evidence) -> list[Finding]:
     """A loss that hardly falls, from the start or from some step on.
 
-    Formula: from the start: smallest median loss of a window over that of the first window,
-    or over ln(classes) where that is less, and the training accuracy of the best epoch over
-    chance. Later: median loss of the
-    last quarter of the windows over that of the second one, while it is over half of the
-    first window's and the schedule has not brought the learning rate below a tenth.
-    Threshold: above 0.95, and below 1.5 times chance, over at least 100 steps: an error.
-    Later: above 0.98, over at least 20 windows: a warning.
+    Formula: from the start: fall from the median loss of the first window, or from
+    ln(classes) where that is less, to the smallest one, over the size of the former; and the
+    training accuracy of the best epoch over chance. Where the data are not known, the
+    smallest loss over that of the first five steps, or over that of the best constant answer
+    if that is known. Later: median loss of the last quarter of the windows over that of the
+    second one, while it is over half of the first window's and the schedule has not brought
+    the learning rate below a tenth.
+    Threshold: a fall below 0.05, and an accuracy below 1.5 times chance, or a loss above 0.8
+    of that of the first steps, or above 0.9 of that of a constant; over at least 100 steps:
+    an error. Later: above 0.98, over at least 20 windows: a warning.
     Source: trainproof and TheDeepChecker, an improvement below 5 %.
-    Wrong when: the training goes on from a trained model, or the classes overlap so much
-    that half of the first loss is the best there is.
+    Wrong when: the training goes on from a trained model and nothing tells, or the classes
+    overlap so much that half of the first loss is the best there is.
     """
     losses, windows = _losses(evidence)
-    start = float(losses[0])
+    start, best = float(losses[0]), float(losses.min())
+    if evidence.data is None and _has_learned(evidence, best):
+        return []
     if evidence.history and "accuracy" in evidence.history[-1]:
         accuracy = max(row.get("accuracy", 0.0) for row in evidence.history)
         if accuracy >= 1.5 / evidence.num_classes:
             return _late_plateau(evidence, losses, windows)
         # Logits that started too large make a fall to knowing nothing look like learning.
         start = min(start, math.log(evidence.num_classes))
-    fall = float(losses.min() / start)
-    if fall <= 0.95:
+    fall = (start - best) / abs(start) if start else 0.0
+    if fall >= 0.05:
         return _late_plateau(evidence, losses, windows)
     return [
         Finding(
@@ -85,7 +93,7 @@ def plateau(evidence: Evidence) -> list[Finding]:
             f"{losses.min():.4g}",
             (),
             evidence.steps_of(windows),
-            {"best_over_first": fall},
+            {"best_over_first": 1.0 - fall},
             {"best_over_first": 0.95},
             len(losses),
             len(losses),
@@ -159,6 +167,18 @@ def oscillation(evidence: Evidence) -> list[Finding]:
             (scaled_rate(evidence, 0.3), Remedy("forgets sooner", {"optimizer.momentum": 0.9})),
         )
     ]
+
+
+def _has_learned(evidence: Evidence, best: float) -> bool:
+    """Whether a loss is low, though it does not fall from window to window."""
+    nothing = evidence.loss_of_knowing_nothing
+    if nothing is not None:
+        return best < nothing - 0.1 * abs(nothing)
+    steps = evidence.gradients.steps
+    if steps["step"][0] != 0:
+        return False
+    first = float(np.median(steps["loss"][:5]))
+    return best < first - 0.2 * abs(first)
 
 
 @rule("overfitting", rank=70)

@@ -38,15 +38,20 @@ def small_updates(evidence: Evidence) -> list[Finding]:
     """Steps that are too small for the weights.
 
     Formula: norm of the update over norm of the weight, median over the kernels and over a
-    window in which the schedule has not brought the learning rate below a tenth.
+    window in which the schedule has not brought the learning rate below a tenth, if no
+    window of the first quarter has more: steps that get small later have arrived somewhere,
+    or are stuck.
     Threshold: below 1e-5 in 60 % of the windows; 1e-3 is usual.
     Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-5.
     Wrong when: a pre-trained model is only to be touched.
     """
     active = evidence.active_windows
     usual = nan_median(evidence.kernels("update_ratio/median", active), axis=1)
+    every = np.arange(len(evidence.gradients.window_steps))
+    first = evidence.kernels("update_ratio/median", every[: len(every) // 4 + 1])
+    was_larger = bool((nan_median(first, axis=1) >= 1e-5).any())
     fired = usual < 1e-5
-    if fired.sum() < PERSISTENT * len(active):
+    if fired.sum() < PERSISTENT * len(active) or was_larger:
         return []
     return [_off_size(evidence, "small", usual, fired, active, 1e-5)]
 
