@@ -15,7 +15,7 @@ from tiny import TINY_CONFIG, run_trainer, write_tiny_config
 
 from trainer.config import Config, load_config
 from trainer.data.pipeline import steps_per_epoch, training_batches
-from trainer.data.splits import load_training_images
+from trainer.data.splits import load_training_data
 from trainer.diagnosis.judge import Diagnosis
 from trainer.diagnosis.xray_evidence import XRay, gradient_noise_scale
 from trainer.diagnosis.xray_report import XRAY_RULES, format_xray, judge_xray
@@ -77,7 +77,7 @@ def test_the_ten_steps_are_those_of_the_training(healthy: XRay, tmp_path: Path) 
 def test_gradients_of_the_last_outputs_are_those_of_calculus(healthy: XRay) -> None:
     config = healthy.config
     runtime = set_up(config.runtime, config.seed)
-    split = load_training_images(config)
+    split = load_training_data(config).train
     model = build_compiled(
         config, split, runtime, steps_per_epoch(split.num_images, config.fit.batch_size)
     )

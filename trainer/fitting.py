@@ -21,7 +21,7 @@ from trainer.callbacks import GradientRecorder
 from trainer.checkpoint import restore_latest, save_checkpoint
 from trainer.config import Config
 from trainer.data.pipeline import evaluation_batches, training_batches
-from trainer.data.sources import Split
+from trainer.data.splits import TrainingData
 from trainer.errors import InterruptedRun, NonFiniteError, UnhealthyError
 from trainer.gradient_hook import StepHook
 from trainer.live import LiveDiagnosis
@@ -29,21 +29,6 @@ from trainer.progress import EpochLines
 from trainer.recovery import Recovery
 from trainer.run_dir import RunDir, read_history, write_history
 from trainer.terminal import say
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run trains on and is validated with.
-
-    Attributes:
-        train: With the labels that the model is shown.
-        validation: None if none is set aside.
-        num_wrong_labels: Training labels that `data.label_noise` has changed.
-    """
-
-    train: Split
-    validation: Split | None
-    num_wrong_labels: int = 0
 
 
 @dataclass(frozen=True)

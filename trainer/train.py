@@ -16,12 +16,11 @@ from trainer.checkpoint import restore_latest
 from trainer.config import Config, dump_config, load_config
 from trainer.config.model_schema import WhiteningStem
 from trainer.data.facts import Duplicates, SplitFacts, image_digests
-from trainer.data.label_noise import with_label_noise
 from trainer.data.pipeline import steps_per_epoch
-from trainer.data.sources import Split, load_split
-from trainer.data.splits import split_off_validation
+from trainer.data.sources import Split
+from trainer.data.splits import TrainingData, load_training_data
 from trainer.errors import ConfigError, InterruptedRun, RunDirectoryError, TrainerError
-from trainer.fitting import Fitting, TrainingData
+from trainer.fitting import Fitting
 from trainer.models import build_model
 from trainer.optimizers import build_optimizer
 from trainer.pixels import PixelScaling, whitening_kernel
@@ -80,18 +79,16 @@ def resume(run: RunDir, *, command: Sequence[str]) -> RunDir:
 
 
 def _load_data(config: Config) -> TrainingData:
-    split = load_split(config.data, "train", config.seed)
-    train_split, validation = split_off_validation(split, config.data.validation_split, config.seed)
-    noisy = with_label_noise(train_split, config.data.label_noise, config.seed)
-    wrong = int((noisy.labels != train_split.labels).sum())
-    held_out = 0 if validation is None else validation.num_images
+    data = load_training_data(config)
+    train, wrong = data.train, data.num_wrong_labels
+    held_out = 0 if data.validation is None else data.validation.num_images
     noise = f" ({wrong:,} of them labelled wrongly on purpose)" if wrong else ""
     say(
-        f"data: {config.data.source}{' (SYNTHETIC, drawn)' if split.synthetic else ''}, "
-        f"{train_split.num_images:,} training{noise} and {held_out:,} validation images, "
-        f"{split.num_classes} classes, from {split.origin}"
+        f"data: {config.data.source}{' (SYNTHETIC, drawn)' if train.synthetic else ''}, "
+        f"{train.num_images:,} training{noise} and {held_out:,} validation images, "
+        f"{train.num_classes} classes, from {train.origin}"
     )
-    return TrainingData(noisy, validation, wrong)
+    return data
 
 
 def _run(

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainer.config import Config
+from trainer.data.label_noise import with_label_noise
 from trainer.data.sources import Split, load_split
 from trainer.errors import DataError
 
 
-def load_training_images(config: Config) -> Split:
-    """Load what a run of this config trains on, without the validation images.
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on and is validated with.
+
+    Attributes:
+        train: With the labels that the model is shown.
+        validation: None if none is set aside.
+        num_wrong_labels: Training labels that `data.label_noise` has changed.
+    """
+
+    train: Split
+    validation: Split | None
+    num_wrong_labels: int = 0
+
+
+def load_training_data(config: Config) -> TrainingData:
+    """Load what a run of this config trains on.
 
     Raises:
         ConfigError, DataError: As `load_split` and `split_off_validation` do.
     """
     split = load_split(config.data, "train", config.seed)
-    return split_off_validation(split, config.data.validation_split, config.seed)[0]
+    train, validation = split_off_validation(split, config.data.validation_split, config.seed)
+    noisy = with_label_noise(train, config.data.label_noise, config.seed)
+    return TrainingData(noisy, validation, int((noisy.labels != train.labels).sum()))
 
 
 def split_off_validation(split: Split, fraction: float, seed: int) -> tuple[Split, Split | None]:

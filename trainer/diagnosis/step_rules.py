@@ -19,18 +19,39 @@ def large_updates(evidence: Evidence) -> list[Finding]:
 
     Formula: norm of the update over norm of the weight, median over the kernels, of the
     largest of a window; in any window, the first ones too, for large steps soon make the
-    weights so large that they look small.
-    Threshold: 0.5; 1e-3 is usual.
-    Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-1; 0.5 here, for Muon on
-    kernels of fixed norm takes 0.1 on purpose.
+    weights so large that they look small. Norm of the weight over that in the first window,
+    median over the kernels: what steps that only ever grow the weights add up to.
+    Threshold: 0.5, where 1e-3 is usual; 10.
+    Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-1, and ten times the norm; 0.5
+    here, for Muon on kernels of fixed norm takes 0.1 on purpose.
     Wrong when: weights start at zero or nearly so.
     """
     every = np.arange(len(evidence.gradients.window_steps))
     largest = nan_median(evidence.kernels("update_ratio/max", every), axis=1)
     fired = largest > 0.5
-    if not fired.any():
+    if fired.any():
+        return [_off_size(evidence, "large", largest, fired, every, 0.5)]
+    norms = evidence.kernels("weight_norm/median", every)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        growth = nan_median(norms / norms[0], axis=1)
+    grown = growth > 10
+    if not grown.any():
         return []
-    return [_off_size(evidence, "large", largest, fired, every, 0.5)]
+    return [
+        Finding(
+            "large_updates",
+            "error",
+            f"steps are too large: the kernels have grown to {np.max(growth[grown]):.3g} times "
+            "their norm",
+            (),
+            evidence.steps_of(every[grown]),
+            {"growth": float(np.max(growth[grown]))},
+            {"growth": 10.0},
+            int(grown.sum()),
+            len(every),
+            (scaled_rate(evidence, 0.1),),
+        )
+    ]
 
 
 @rule("small_updates", rank=35)
