@@ -159,7 +159,7 @@ def test_tanh_behind_large_kernels_is_saturated(tmp_path: Path) -> None:
 def test_too_large_steps_are_found(tmp_path: Path) -> None:
     optimizer = "optimizer={kind: adam, learning_rate: 30.0}"
     diagnosis = judged(tmp_path, optimizer, "schedule={kind: constant}")
-    [found] = [each for each in diagnosis.findings if each.rule == "update_ratio"]
+    [found] = [each for each in diagnosis.findings if each.rule == "large_updates"]
     assert "too large" in found.message
 
 
@@ -177,7 +177,7 @@ def test_small_steps_of_a_warm_up_are_no_illness(tmp_path: Path) -> None:
 def test_a_bound_that_chokes_comes_before_the_small_steps_it_makes(tmp_path: Path) -> None:
     optimizer = "optimizer={kind: sgd, learning_rate: 0.1, global_clipnorm: 1e-5}"
     diagnosis = judged(tmp_path, optimizer, "schedule={kind: constant}")
-    assert rules_of(diagnosis) == ["clipping", "update_ratio"]
+    assert rules_of(diagnosis) == ["clipping", "small_updates"]
     assert "too small" in diagnosis.findings[1].message
 
 

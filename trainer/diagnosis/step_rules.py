@@ -219,8 +219,8 @@ def _weaker_regularizer(evidence: Evidence) -> tuple[Remedy, ...]:
     return (Remedy("pulls a hundredth as hard", {"model.block.kernel_regularizer": weaker}),)
 
 
-@rule("noise", rank=80)
-def noise(evidence: Evidence) -> list[Finding]:
+@rule("noise_scale", rank=80)
+def noise_scale(evidence: Evidence) -> list[Finding]:
     """A batch far from the size at which its noise and its signal are equal.
 
     Formula: the simple noise scale tr(covariance) / |mean gradient|^2, in batches: with R
@@ -248,7 +248,7 @@ def noise(evidence: Evidence) -> list[Finding]:
     what = "a larger batch would learn more a step" if scale > 1 else "a smaller one would do"
     return [
         Finding(
-            "noise",
+            "noise_scale",
             "note",
             f"the gradient's noise scale is {scale:.2g} batches: {what}",
             (),

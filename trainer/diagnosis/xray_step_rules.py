@@ -203,7 +203,7 @@ def update_ratio(xray: XRay) -> list[Finding]:
         return []
     return [
         Finding(
-            "update_ratio",
+            f"{word}_updates",
             "error",
             f"steps are too {word}: one changes the kernels by {value:.1e} of their norm"
             f"{' at the peak learning rate' if word == 'small' else ''}",
