@@ -131,8 +131,11 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     if not diagnosis.findings:
         lines += ["healthy: no rule found anything", ""]
     lines += _paragraph(f"{diagnosis.num_rules} rules ran.", "")
+    names_of: dict[str, list[str]] = {}
     for name, reason in {**diagnosis.not_judged, **diagnosis.missing}.items():
-        lines += _paragraph(f"not judged: {name} ({reason})", "")
+        names_of.setdefault(reason, []).append(name)
+    for reason, names in names_of.items():
+        lines += _paragraph(f"not judged: {', '.join(names)} ({reason})", "")
     return "\n".join(lines)
 
 
