@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,23 @@ def test_a_rule_of_ones_own_is_asked_too(tmp_path: Path) -> None:
     answer = run_trainer("diagnose", run.path, "--rules", rules)
     assert answer.returncode == 2
     assert "the rules cannot be loaded (RuntimeError: no)" in answer.stderr
+
+
+def test_the_rule_of_the_readme_works_as_it_stands_there(tmp_path: Path) -> None:
+    diagnosed(stack("relu", "he_normal", layers=2), sgd(1e-9), tmp_path / "log", epochs=1)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    [code] = [
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "@rule(" in block
+    ]
+    (tmp_path / "mine.py").write_text(code.replace("1e-3", "1e9"))
+    answer = run_trainer("diagnose", tmp_path / "log", "--rules", tmp_path / "mine.py")
+    assert "WARNING too_quiet:" in answer.stdout
+
+
+def test_the_readme_names_every_rule() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    own = {rule.id for rule in RULES.values() if rule.check.__module__.startswith("trainer.")}
+    assert {name for name in own if f"`{name}`" not in readme} == set()
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.id)
