@@ -11,20 +11,25 @@ at a time, one thread each. The table goes to `configs/zoo/results.md`.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.diagnosis.evidence import Evidence
+from trainer.diagnosis.judge import diagnose
+from trainer.run_dir import RunDir, read_history
+
 ZOO = Path(__file__).resolve().parents[1] / "configs" / "zoo"
 _HEALTHY = "healthy"
+_TRAIN = (sys.executable, "-m", "trainer", "train")
 
 
 @dataclass(frozen=True)
@@ -63,41 +68,22 @@ def expected_of(path: Path) -> str:
     return found[1]
 
 
-def run(task: tuple[Path, int, Path | None]) -> Outcome:
-    """Train one config with one seed, if it is not kept from before, and diagnose it."""
-    path, seed, keep = task
-    from trainer.config import load_config
-    from trainer.diagnosis.evidence import Evidence
-    from trainer.diagnosis.judge import diagnose
-    from trainer.errors import TrainerError
-    from trainer.quiet import import_tensorflow
-    from trainer.run_dir import RunDir, read_history
-
-    import_tensorflow()
-    import keras
-
-    from trainer.train import train
-
+def run(path: Path, seed: int, folder: Path) -> Outcome:
+    """Train one config with one seed, if it is not there from before, and diagnose it."""
     started = time.perf_counter()
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    with ExitStack() as stack:
-        if keep is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        else:
-            folder = keep / f"{path.stem}-{seed}"
-        ends = ("done", "failed")
-        if not any(
-            json.loads(each.read_text())["state"] in ends for each in folder.glob("*/status.json")
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-            # A run that stops on what it is sick of has its log all the same.
-            with suppress(TrainerError):
-                train(load_config(path, [f"seed={seed}"]), runs_dir=folder, command=["run_zoo"])
-            keras.backend.clear_session()
-        [directory] = folder.iterdir()
-        found = RunDir.open(directory)
-        diagnosis = diagnose(Evidence.of_run(found))
-        last = (read_history(found.history) or [{}])[-1]
+    if not any(_has_ended(RunDir(each)) for each in folder.glob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+        # A run that stops on what it is sick of has its log all the same.
+        subprocess.run(
+            [*_TRAIN, path, f"--set=seed={seed}", f"--runs-dir={folder}"],
+            env={**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"},
+            capture_output=True,
+            check=False,
+        )
+    [directory] = folder.iterdir()
+    found = RunDir.open(directory)
+    diagnosis = diagnose(Evidence.of_run(found))
+    last = (read_history(found.history) or [{}])[-1]
     return Outcome(
         path.stem,
         seed,
@@ -106,6 +92,10 @@ def run(task: tuple[Path, int, Path | None]) -> Outcome:
         last.get("accuracy", float("nan")),
         time.perf_counter() - started,
     )
+
+
+def _has_ended(run: RunDir) -> bool:
+    return run.status.exists() and run.read_status()["state"] in ("done", "failed")
 
 
 def main() -> None:
@@ -125,11 +115,12 @@ def main() -> None:
         for path in sorted(ZOO.glob("*.yaml"))
         if path.stem != "base_zoo" and path.stem.startswith(tuple(arguments.only))
     ]
-    tasks = [(path, seed, arguments.keep) for path in paths for seed in range(arguments.seeds)]
-    os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
+    tasks = [(path, seed) for path in paths for seed in range(arguments.seeds)]
     outcomes = []
-    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        for outcome in pool.imap(run, tasks):
+    with ExitStack() as stack:
+        keep = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        pool = stack.enter_context(ThreadPoolExecutor(arguments.processes))
+        for outcome in pool.map(lambda task: run(*task, keep / f"{task[0].stem}-{task[1]}"), tasks):
             outcomes.append(outcome)
             mark = "ok   " if outcome.is_right else "WRONG"
             print(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.activations import build_activation
+from trainer.config.model_schema import Activation
 from trainer.normalization import FusedBatchNormalization, build_normalization
 
 SHAPE = (6, 5, 4, 3)
@@ -289,3 +291,27 @@ def test_no_normalization_is_no_layer() -> None:
 def test_an_unknown_kind_is_refused_with_what_was_received() -> None:
     with pytest.raises(ValueError, match=r"batch, layer, group or none\. Received: .*'instance'"):
         build_normalization({"kind": "instance"}, "norm")
+
+
+@pytest.mark.parametrize("name", get_args(Activation))
+def test_every_activation_behind_a_convolution_and_batch_normalization_predicts(name: str) -> None:
+    # TensorFlow fuses the three outside of training, and has no such kernel for some.
+    images = images_of((2, 8, 8, 3))
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3, use_bias=False),
+            build_normalization({"kind": "batch"}, "norm", activation=name),
+            build_activation(name, "act"),
+        ]
+    )
+    expected = model(images, training=False)
+    assert_close(model.predict(images, verbose=0), expected)
+
+
+def test_inference_without_the_fused_kernel_survives_a_file(tmp_path: Path) -> None:
+    layer = build_normalization({"kind": "batch"}, "norm", activation="tanh")
+    model = keras.Sequential([keras.Input((8, 8, 3)), layer])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert not loaded.get_layer("norm").fused_inference

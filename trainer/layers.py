@@ -124,7 +124,7 @@ class PlainBlock(keras.layers.Layer):
     ) -> keras.layers.Layer | None:
         """Return one of the block's normalizations, or None if it has none."""
         return build_normalization(
-            self.normalization, name, scale_initializer, dtype=self.dtype_policy
+            self.normalization, name, scale_initializer, self.dtype_policy, self.activation
         )
 
     def build_pooling(self, name: str) -> keras.layers.Layer | None:

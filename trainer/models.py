@@ -130,7 +130,9 @@ def _convolution_stem(stem: ConvolutionStem, block: BlockSpec, x: Any) -> Any:
 
 
 def _normalize_and_activate(block: BlockSpec, x: Any, prefix: str, trainable: bool = True) -> Any:
-    norm = build_normalization(block.normalization.model_dump(), f"{prefix}_norm")
+    norm = build_normalization(
+        block.normalization.model_dump(), f"{prefix}_norm", activation=block.activation
+    )
     for layer in (norm, build_activation(block.activation, f"{prefix}_act")):
         if layer is not None:
             layer.trainable = trainable

@@ -11,6 +11,9 @@ import tensorflow as tf
 
 # The fused kernel refuses a smaller epsilon, which is cuDNN's rule.
 _SMALLEST_FUSED_EPSILON = 1.001e-5
+# TensorFlow 2.21 makes one kernel of a convolution, the fused normalization and these, and
+# then says "Fusion is not implemented: [FusedBatchNorm,Tanh]".
+_WITHOUT_FUSED_INFERENCE = ("tanh", "mish")
 
 
 @keras.saving.register_keras_serializable(package="trainer")
@@ -21,7 +24,18 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     stock layer; the outputs agree to float rounding. Inputs of shape (batch,
     height, width, channels) with `axis=-1` and float32 weights take the fused kernel;
     any other input, a mask, renorm and `synchronized=True` take Keras' own path.
+
+    Args:
+        fused_inference: False takes Keras' own path outside of training too.
+        **options: Of the stock layer.
     """
+
+    def __init__(self, fused_inference: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.fused_inference = fused_inference
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "fused_inference": self.fused_inference}
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         is_fusable = (
@@ -35,10 +49,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             and not self.renorm
             and not self.synchronized
         )
+        updates_statistics = bool(training and self.trainable)
+        is_fusable &= updates_statistics or self.fused_inference
         if not is_fusable or isinstance(inputs, keras.KerasTensor):
             return super().call(inputs, training=training, mask=mask)
 
-        updates_statistics = bool(training and self.trainable)
         statistics: dict[str, Any] = {}
         if not updates_statistics:
             statistics = {
@@ -77,7 +92,11 @@ def _biased_share(inputs: tf.Tensor) -> Any:
 
 
 def build_normalization(
-    spec: dict[str, Any], name: str, scale_initializer: str = "ones", dtype: Any = None
+    spec: dict[str, Any],
+    name: str,
+    scale_initializer: str = "ones",
+    dtype: Any = None,
+    activation: str = "relu",
 ) -> keras.layers.Layer | None:
     """Return the normalization layer of a spec, or None for `kind: none`.
 
@@ -87,6 +106,7 @@ def build_normalization(
         name: Name of the layer.
         scale_initializer: Initializer of the scale (gamma).
         dtype: Keras dtype policy; None is the global one.
+        activation: What may follow it.
 
     Raises:
         ValueError: If `kind` is unknown.
@@ -95,7 +115,8 @@ def build_normalization(
     options |= {"gamma_initializer": scale_initializer, "name": name, "dtype": dtype}
     match spec["kind"]:
         case "batch":
-            return FusedBatchNormalization(**options)
+            fused_inference = activation not in _WITHOUT_FUSED_INFERENCE
+            return FusedBatchNormalization(fused_inference, **options)
         case "layer":
             # One group is the normalization over all of an image (Wu and He 2018);
             # Keras' LayerNormalization would normalize each position by itself.
