@@ -205,9 +205,9 @@ def exploding(evidence: Evidence) -> list[Finding]:
 
     Formula: r as in `vanishing`, the larger one of kernels and offsets: where inputs shrink
     with depth as fast as gradients grow towards the first layer, all kernels have alike
-    gradients, and only offsets tell. These count if they do so in the first window too: where
-    kernels grow to reach large targets, later ones tell of no illness. s = share of the steps whose raw norm is over ten
-    times the median of the 50 finite steps before.
+    gradients, and only offsets tell. These count if they do so in the first window too:
+    kernels that grow to reach large targets are no illness. s = share of the steps whose
+    raw norm is over ten times the median of the 50 finite steps before.
     Threshold: r > 70 in 60 % of the windows; or s > 0.05.
     Source: AUTOTRAINER, 70; trainproof, spikes of ten times the median.
     Wrong when: the head's gradient is tiny because the training has converged.
