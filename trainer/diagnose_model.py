@@ -30,6 +30,8 @@ from trainer.saved_models import import_user_code, load_saved_model, merged
 # So many windows show a course, and the rules about the loss want several.
 _WINDOWS = 10
 _LARGEST_WINDOW = 50
+# Enough to tell a dead unit from a rare one.
+_PROBE_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def _train(
         window_steps=window_steps,
         moments_every_steps=max(1, window_steps // 2),
         activations_every_steps=max(1, window_steps // 2),
+        probe=batches.first(_PROBE_EXAMPLES),
         warn=lambda message: None,
     )
     try:
@@ -223,6 +226,10 @@ class _Batches(keras.utils.PyDataset):
         rounds = -(-steps * batch_size // count)
         order = np.concatenate([random.permutation(count) for _ in range(rounds)])
         self._rows = order[: steps * batch_size].reshape(steps, batch_size)
+
+    def first(self, count: int) -> Any:
+        """Return the inputs of the first examples of the file."""
+        return _fed({name: values[:count] for name, values in self._inputs.items()})
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -205,16 +205,22 @@ def exploding(evidence: Evidence) -> list[Finding]:
 
     Formula: r as in `vanishing`, the larger one of kernels and offsets: where inputs shrink
     with depth as fast as gradients grow towards the first layer, all kernels have alike
-    gradients, and only offsets tell. s = share of the steps whose raw norm is over ten
-    times the median of the 50 finite steps before.
+    gradients, and only offsets tell. These count if they do so in the first window too:
+    kernels that grow to reach large targets are no illness. s = share of the steps whose
+    raw norm is over ten times the median of the 50 finite steps before.
     Threshold: r > 70 in 60 % of the windows; or s > 0.05.
     Source: AUTOTRAINER, 70; trainproof, spikes of ten times the median.
     Wrong when: the head's gradient is tiny because the training has converged.
     """
     windows = evidence.windows
-    stacked = np.stack(
-        [_first_over_last(evidence, each, windows) for each in _ladders(evidence).values()]
-    )
+    ratios = {
+        name: _first_over_last(evidence, indices, windows)
+        for name, indices in _ladders(evidence).items()
+    }
+    start = np.array([0])
+    if "offsets" in ratios and not _first_over_last(evidence, evidence.offset_indices, start) > 70:
+        del ratios["offsets"]
+    stacked = np.stack(list(ratios.values()))
     known = np.isfinite(stacked)
     ratio = np.where(known, stacked, -np.inf).max(axis=0)
     can_tell = known.any(axis=0)
