@@ -171,3 +171,21 @@ def test_a_healthy_network_is_silent_from_the_first_window_on(tmp_path: Path) ->
         findings: Any = diagnose(Evidence(log)).findings
         assert findings == (), (end, findings)
     assert len(windows) == 12
+
+
+def test_constant_kernels_are_symmetric_and_stay_so(tmp_path: Path) -> None:
+    initializer = keras.initializers.Constant(0.1)
+    model = stack("tanh", initializer, layers=3)
+    found = finding(diagnosed(model, sgd(), tmp_path), "symmetry")
+    assert found.severity == "error"
+    names = [path.split("/")[-2] for path in found.layers]
+    assert names == ["dense0", "dense1", "dense2"]
+    kernel = model.get_layer("dense1").kernel.numpy()
+    np.testing.assert_array_equal(kernel, kernel[:, :1] + np.zeros_like(kernel))
+
+
+def test_a_last_layer_of_zeros_is_in_order(tmp_path: Path) -> None:
+    model = stack("relu", "he_normal", layers=2)
+    model.get_layer("head").kernel.assign(np.zeros((16, 4)))
+    findings = diagnosed(model, sgd(), tmp_path).findings
+    assert "symmetry" not in {each.rule for each in findings}

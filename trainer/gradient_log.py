@@ -46,6 +46,8 @@ class VariableInfo:
             gradient is recorded as zero.
         l1: Of its regularizer, `l1 * sum(|w|) + l2 * sum(w^2)`.
         l2: The same.
+        alike: Whether all filters of a kernel (or columns of a matrix) were equal, and not
+            zero, when the recording began.
     """
 
     path: str
@@ -53,6 +55,7 @@ class VariableInfo:
     connected: bool = True
     l1: float = 0.0
     l2: float = 0.0
+    alike: bool = False
 
     @property
     def is_kernel(self) -> bool:

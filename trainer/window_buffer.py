@@ -166,7 +166,22 @@ def describe(variable: keras.Variable) -> VariableInfo:
     """Return what the log says of a variable; of regularizers it knows L1 and L2."""
     regularizer = variable.regularizer
     l1, l2 = (float(getattr(regularizer, name, 0.0)) for name in ("l1", "l2"))
-    return VariableInfo(variable.path, tuple(variable.shape), l1=l1, l2=l2)
+    shape = tuple(variable.shape)
+    # In a replica's first trace there are no values to look at.
+    has_values = tf.executing_eagerly() and not (
+        tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    )
+    alike = has_values and len(shape) > 1 and shape[-1] > 1 and _are_alike(variable.numpy())
+    return VariableInfo(variable.path, shape, l1=l1, l2=l2, alike=alike)
+
+
+def _are_alike(values: np.ndarray) -> bool:
+    """Whether all slices along the last axis are equal, and not zero."""
+    first = values[..., :1]
+    # The second one settles nearly every case.
+    if not np.array_equal(first, values[..., 1:2]):
+        return False
+    return bool((values == first).all() and first.any())
 
 
 def _replica_local(initial: tf.Tensor, name: str) -> tf.Variable:

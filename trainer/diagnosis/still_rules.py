@@ -63,6 +63,39 @@ def stuck(evidence: Evidence) -> list[Finding]:
     ]
 
 
+@rule("symmetry", rank=11)
+def symmetry(evidence: Evidence) -> list[Finding]:
+    """Kernels whose filters all start equal, and so stay equal.
+
+    Formula: kernels of more than one filter in which all filters have the same values, not
+    zero, before the first step; the last one, whose outputs the loss tells apart, is left out.
+    Threshold: one kernel.
+    Source: Goodfellow et al. 2016, section 8.4: units with equal weights and inputs get
+    equal gradients for ever, and a layer of them is as good as one unit.
+    Wrong when: dropout, noise or frozen neighbours that differ tell the filters apart.
+    """
+    variables = evidence.gradients.header.variables
+    found = [index for index in evidence.kernel_indices[:-1] if variables[index].alike]
+    if not found:
+        return []
+    steps = evidence.gradients.steps["step"]
+    return [
+        Finding(
+            "symmetry",
+            "error",
+            f"{len(found)} of {len(evidence.kernel_indices)} kernels start with equal filters, "
+            "which stay equal: each layer is as good as one filter",
+            evidence.paths_of(found),
+            (int(steps[0]), int(steps[-1])),
+            {"kernels": float(len(found))},
+            {"kernels": 0.0},
+            remedies=(
+                Remedy("tells filters apart", {"model.block.kernel_initializer": "he_normal"}),
+            ),
+        )
+    ]
+
+
 @rule("frozen", rank=5)
 def frozen(evidence: Evidence) -> list[Finding]:
     """Kernels that are not trained.
