@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from saved_models import NUM_CLASSES, NUM_EXAMPLES, blobs, dense, save, save_arrays
+from saved_models import NUM_CLASSES, NUM_EXAMPLES, NUM_FEATURES, blobs, dense, save, save_arrays
 from tiny import run_trainer
 
 from trainer.diagnose_model import Trial, diagnose_model
@@ -109,6 +109,21 @@ def test_a_trained_model_that_cannot_get_better_is_not_ill(tmp_path: Path) -> No
     model.fit(x, y, epochs=8, batch_size=20, verbose=0)
     diagnosis = tried(save(tmp_path, model), save_arrays(tmp_path, x=x, y=y))
     assert rules_of(diagnosis) == []
+
+
+def test_a_fall_to_what_a_constant_reaches_is_nothing_learned(tmp_path: Path) -> None:
+    x, y = blobs()
+    y = np.random.default_rng(1).permutation(y)
+    loud = keras.initializers.RandomNormal(stddev=1.0, seed=0)
+    model = dense(kernel_initializer=loud)
+    model.get_layer("head").kernel.assign(loud((NUM_FEATURES, NUM_CLASSES)))
+    log = tmp_path / "log"
+    data = save_arrays(tmp_path, x=x, y=y)
+    diagnosis = tried(save(tmp_path, model), data, keep=log, optimizer="adam:learning_rate=0.03")
+    losses = GradientLog.read(log).steps["loss"]
+    assert losses[:5].mean() > 1.5 * losses[-20:].mean()
+    assert losses[-20:].mean() > 0.95 * np.log(NUM_CLASSES)
+    assert "plateau" in rules_of(diagnosis)
 
 
 def test_logits_that_are_taken_for_probabilities_come_first(tmp_path: Path) -> None:

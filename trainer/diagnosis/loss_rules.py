@@ -59,8 +59,9 @@ def plateau(evidence: Evidence) -> list[Finding]:
     """A loss that hardly falls, from the start or from some step on.
 
     Formula: from the start: fall from the median loss of the first window, or from
-    ln(classes) where that is less, to the smallest one, over the size of the former; and the
-    training accuracy of the best epoch over chance. Where the data are not known, the
+    ln(classes), or from the loss of the best constant answer, where that is known and less,
+    to the smallest one, over the size of the former; and the training accuracy of the best
+    epoch over chance. Where the data are not known, the
     smallest loss over that of the first five steps, or over that of the best constant answer
     if that is known. Later: median loss of the last quarter of the windows over that of the
     second one, while it is over half of the first window's and the schedule has not brought
@@ -76,6 +77,8 @@ def plateau(evidence: Evidence) -> list[Finding]:
     start, best = float(losses[0]), float(losses.min())
     if evidence.data is None and _has_learned(evidence, best):
         return []
+    if evidence.loss_of_knowing_nothing is not None:
+        start = min(start, evidence.loss_of_knowing_nothing)
     if evidence.history and "accuracy" in evidence.history[-1]:
         accuracy = max(row.get("accuracy", 0.0) for row in evidence.history)
         if accuracy >= 1.5 / evidence.num_classes:
