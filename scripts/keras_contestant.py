@@ -123,12 +123,15 @@ def stock_batches(split: Split, config: Config) -> tf.data.Dataset:
     )
 
 
-def make_recorder(config: Config, directory: Path, changes: dict[str, Any]) -> GradientRecorder:
+def make_recorder(
+    config: Config, directory: Path, images: np.ndarray, changes: dict[str, Any]
+) -> GradientRecorder:
     """Return the recorder that a run of this config has, but for the changes."""
     keywords = inspect.signature(GradientRecorder).parameters
     settings = config.gradients.model_dump()
     shipped = {key: value for key, value in settings.items() if key in keywords}
-    return GradientRecorder(directory, **(shipped | changes))
+    probe = images[: config.gradients.probe_images] if config.gradients.probe_images else None
+    return GradientRecorder(directory, **({**shipped, "probe": probe} | changes))
 
 
 def use_stock_layers() -> None:
@@ -177,7 +180,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recorder, timer = None, TimesSteps() if epoch_steps else None
         if spec["recorder"] is not None:
-            recorder = make_recorder(config, Path(folder), spec["recorder"])
+            recorder = make_recorder(config, Path(folder), split.images, spec["recorder"])
         callbacks = [c for c in (timer, recorder, TakesTurns(turns)) if c is not None]
         turns.ready(
             **{
