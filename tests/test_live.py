@@ -12,6 +12,8 @@ from tiny import run_trainer, write_tiny_config
 
 from trainer.checkpoint import list_checkpoints
 from trainer.config import load_config
+from trainer.diagnosis import Evidence, Finding
+from trainer.diagnosis.registry import RULES, Rule
 from trainer.errors import NonFiniteError, TrainerError, UnhealthyError
 from trainer.gradient_log import GradientLog, LogHeader
 from trainer.live import LiveDiagnosis, read_events
@@ -198,3 +200,21 @@ def test_the_command_line_tells_the_exit_codes_apart(tmp_path: Path) -> None:
     answer = run_trainer("train", config, "--runs-dir", tmp_path, *options)
     assert answer.returncode == 1
     assert answer.stderr.rstrip().splitlines()[-1].startswith("error: vanishing: gradients vanish")
+
+
+def test_a_finding_that_goes_to_and_fro_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[int] = []
+
+    def now_and_then(evidence: Evidence) -> list[Finding]:
+        looks.append(len(looks))
+        return [Finding("mine", "error" if looks[-1] % 2 else "warning", "it is so")]
+
+    monkeypatch.setitem(RULES, "mine", Rule("mine", 5, now_and_then))
+    run, error = started(tmp_path, ["fit.epochs=4"])
+    assert error is None
+    assert len(looks) > 4
+    events = [event for event in read_events(run) if event["rule"] == "mine"]
+    assert [event["severity"] for event in events] == ["warning", "error"]
+    assert capsys.readouterr().err.count("mine: it is so") == 2

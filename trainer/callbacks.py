@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import keras
@@ -224,7 +225,7 @@ class GradientRecorder(keras.callbacks.Callback):
         if not len(recorded):
             return
         if self._probe is not None:
-            recorded = replace(recorded, dead_fraction=self._probe.dead_fraction())
+            recorded = replace(recorded, dead_fraction=self._dead_fraction(self._probe))
         if self._writer is None:
             hook = self._activations
             self._header = LogHeader(
@@ -255,6 +256,23 @@ class GradientRecorder(keras.callbacks.Callback):
         if self.on_window is not None:
             self.on_window(self._header, window)
 
+    def _dead_fraction(self, probe: DeadUnitProbe) -> np.ndarray | None:
+        """Pass the probe set; if that fails, say so once, and let the training go on."""
+        try:
+            return probe.dead_fraction()
+        # The model may raise anything, or the device be out of memory.
+        except Exception as error:
+            self._probe = None
+            self._say(
+                "warning: dead units are no longer counted, for the probe set cannot pass "
+                f"through the model ({type(error).__name__}: {shorten(str(error), 200)})"
+            )
+            return None
+
+    def _say(self, message: str) -> None:
+        warn = self._warn or (lambda text: print(text, file=sys.stderr))
+        warn(message)
+
     def close(self) -> None:
         """Flush, and leave the model as it was; harmless when called again.
 
@@ -284,8 +302,7 @@ class GradientRecorder(keras.callbacks.Callback):
             raise NonFiniteError(message)
         if not self._has_warned:
             self._has_warned = True
-            warn = self._warn or (lambda text: print(text, file=sys.stderr))
-            warn(f"warning: {message}")
+            self._say(f"warning: {message}")
 
 
 def describe_non_finite(window: RecordedSteps, header: LogHeader) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -62,19 +62,22 @@ class Fitting:
         live = None
         if gradients.record and gradients.live:
             live = LiveDiagnosis(self.run, self.config, say)
-        while True:
-            try:
-                self._fit_from(first_step, live, recovery)
-                return
-            except (NonFiniteError, UnhealthyError) as error:
-                first_step = recovery.go_back(error)
+            if first_step:
+                live.recall(first_step)
+        with _signals() as interruption:
+            while True:
+                watch = Watch([], live, recovery, interruption)
+                try:
+                    self._fit_from(first_step, watch)
+                    return
+                except (NonFiniteError, UnhealthyError) as error:
+                    first_step = recovery.go_back(error)
 
-    def _fit_from(self, first_step: int, live: LiveDiagnosis | None, recovery: Recovery) -> None:
+    def _fit_from(self, first_step: int, watch: Watch) -> None:
         epoch, offset = divmod(first_step, self.epoch_steps)
-        rows = read_history(self.run.history)[:epoch]
-        if live is not None:
-            live.go_back(first_step, rows)
-        watch = Watch(rows, live, recovery)
+        watch.rows.extend(read_history(self.run.history)[:epoch])
+        if watch.live is not None:
+            watch.live.go_back(first_step, watch.rows)
         if offset:
             # The rest of the interrupted epoch. `fit` ends by putting the average of the
             # weights in their place where one is kept: go back to what trains.
@@ -99,23 +102,22 @@ class Fitting:
             first_step=first_step,
         )
         recorder = self._recorder(first_step, watch.live)
-        bookkeeping = Bookkeeping(self, first_step, end_epoch, watch)
+        bookkeeping = Bookkeeping(self, first_step, end_epoch, watch, recorder)
         lines = EpochLines(config.fit.epochs, config.fit.batch_size)
         hook = StepHook(self.model.optimizer, None)
         if recorder is None and self.model.distribute_strategy.num_replicas_in_sync > 1:
             hook.install()
         try:
-            with _signals(bookkeeping.note_signal):
-                self.model.fit(
-                    batches,
-                    steps_per_epoch=steps,
-                    initial_epoch=epoch,
-                    epochs=end_epoch,
-                    validation_data=self._validation_batches(),
-                    callbacks=[c for c in (recorder, lines, bookkeeping) if c is not None],
-                    shuffle=False,
-                    verbose=0,
-                )
+            self.model.fit(
+                batches,
+                steps_per_epoch=steps,
+                initial_epoch=epoch,
+                epochs=end_epoch,
+                validation_data=self._validation_batches(),
+                callbacks=[c for c in (recorder, lines, bookkeeping) if c is not None],
+                shuffle=False,
+                verbose=0,
+            )
         finally:
             lines.close()
             hook.remove()
@@ -156,6 +158,17 @@ class Fitting:
         )
 
 
+@dataclass
+class Interruption:
+    """A signal that asks to stop.
+
+    Attributes:
+        signal: Its number, None as long as there is none.
+    """
+
+    signal: int | None = None
+
+
 @dataclass(frozen=True)
 class Watch:
     """What the callbacks of one or two calls of `fit` share.
@@ -164,31 +177,36 @@ class Watch:
         rows: Of the history, one an epoch; they go on appending.
         live: The diagnosis that goes along, or None.
         recovery: Is told which checkpoints are healthy.
+        interruption: Outlives a recovery: a training that goes back stops all the same.
     """
 
     rows: list[dict[str, float]]
     live: LiveDiagnosis | None
     recovery: Recovery
+    interruption: Interruption
 
 
 class Bookkeeping(keras.callbacks.Callback):
     """History, checkpoints and the answer to a signal."""
 
-    def __init__(self, fitting: Fitting, first_step: int, end_epoch: int, watch: Watch) -> None:
+    def __init__(
+        self,
+        fitting: Fitting,
+        first_step: int,
+        end_epoch: int,
+        watch: Watch,
+        recorder: GradientRecorder | None,
+    ) -> None:
         super().__init__()
         self._fitting = fitting
         self._step = first_step
         self._end_epoch = end_epoch
         self._watch = watch
-        self._signal: int | None = None
-
-    def note_signal(self, number: int) -> None:
-        """Remember a signal; the training stops before its next step."""
-        self._signal = number
+        self._recorder = recorder
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if self._signal is not None:
-            self._stop()
+        if self._watch.interruption.signal is not None:
+            self._stop(self._watch.interruption.signal)
         self._step += self.model.steps_per_execution
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -201,8 +219,9 @@ class Bookkeeping(keras.callbacks.Callback):
         is_due = (epoch + 1) % fit.checkpoint_every_epochs == 0
         if is_due or epoch + 1 == self._end_epoch:
             self._save()
-        if self._signal is not None and epoch + 1 < fit.epochs:
-            self._stop()
+        number = self._watch.interruption.signal
+        if number is not None and epoch + 1 < fit.epochs:
+            self._stop(number)
 
     def _save(self) -> None:
         recovery, live = self._watch.recovery, self._watch.live
@@ -212,22 +231,25 @@ class Bookkeeping(keras.callbacks.Callback):
         if recovery.healthy_step is not None and (live is None or live.is_healthy):
             recovery.healthy_step = self._step
 
-    def _stop(self) -> None:
+    def _stop(self, number: int) -> None:
         run = self._fitting.run
+        if self._recorder is not None:
+            # May raise: what is not finite must not become what a resumed run begins with.
+            self._recorder.flush()
         self._save()
-        assert self._signal is not None
         raise InterruptedRun(
-            self._signal,
-            f"interrupted by {signal.Signals(self._signal).name} after step {self._step}; "
+            number,
+            f"interrupted by {signal.Signals(number).name} after step {self._step}; "
             f"go on with: trainer train --resume {run.path}",
         )
 
 
 @contextmanager
-def _signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Pass SIGINT and SIGTERM to `note` once; a second one acts as it always does."""
+def _signals() -> Iterator[Interruption]:
+    """Note a SIGINT or SIGTERM; a second one acts as it always does."""
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interruption
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.getsignal(number) for number in numbers}
@@ -236,12 +258,12 @@ def _signals(note: Callable[[int], None]) -> Iterator[None]:
         for each in numbers:
             signal.signal(each, previous[each])
         say(f"{signal.Signals(number).name}: saving a checkpoint (once more to stop at once)")
-        note(number)
+        interruption.signal = number
 
     for number in numbers:
         signal.signal(number, handle)
     try:
-        yield
+        yield interruption
     finally:
         for number in numbers:
             signal.signal(number, previous[number])

@@ -183,17 +183,10 @@ class GradientLog:
         Raises:
             RunDirectoryError: If there is no log, or its header is damaged.
         """
-        directory = Path(directory)
-        header, version = _read_header(directory / VARIABLES_FILE)
-        windows_path = directory / WINDOWS_FILE
-        data = windows_path.read_bytes() if windows_path.exists() else b""
-        windows: list[LogWindow] = []
-        problem = None
-        for _, window in header.read_frames(data, version):
-            if isinstance(window, str):
-                problem = f"{windows_path}: {window}"
-            else:
-                windows.append(window)
+        header, frames = _read_frames(Path(directory))
+        windows = [frame for frame in frames if isinstance(frame, LogWindow)]
+        problems = [frame for frame in frames if isinstance(frame, str)]
+        problem = f"{Path(directory) / WINDOWS_FILE}: {problems[0]}" if problems else None
         return cls.of(header, windows, problem)
 
     @classmethod
@@ -247,6 +240,15 @@ class GradientLog:
         return self.header.kernels
 
 
+def read_windows(directory: Path) -> list[LogWindow]:
+    """Return the sound windows of a log.
+
+    Raises:
+        RunDirectoryError: If there is no log, or its header is damaged.
+    """
+    return [frame for frame in _read_frames(directory)[1] if isinstance(frame, LogWindow)]
+
+
 def first_to_last_ratio(raw_norm: np.ndarray, kernels: np.ndarray) -> float:
     """Return the health figure: raw norm of the first kernel over that of the last.
 
@@ -265,6 +267,14 @@ def first_to_last_ratio(raw_norm: np.ndarray, kernels: np.ndarray) -> float:
     norms = np.median(raw_norm.reshape(-1, raw_norm.shape[-1]).astype(np.float64), axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(norms[kernels[0]] / norms[kernels[-1]])
+
+
+def _read_frames(directory: Path) -> tuple[LogHeader, list[LogWindow | str]]:
+    """Return the header of a log, its sound windows and what is wrong behind them."""
+    header, version = _read_header(directory / VARIABLES_FILE)
+    path = directory / WINDOWS_FILE
+    data = path.read_bytes() if path.exists() else b""
+    return header, [frame for _, frame in header.read_frames(data, version)]
 
 
 def _renew_format(directory: Path) -> None:

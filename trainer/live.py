@@ -8,6 +8,7 @@ and the latest ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ import numpy as np
 from trainer.config import Config
 from trainer.diagnosis import Evidence, Finding
 from trainer.diagnosis.judge import diagnose, headline
-from trainer.errors import UnhealthyError
-from trainer.gradient_log import GradientLog, LogHeader
+from trainer.errors import RunDirectoryError, UnhealthyError
+from trainer.gradient_log import GradientLog, LogHeader, read_windows
 from trainer.log_frames import LogWindow
 from trainer.run_dir import RunDir, read_json, write_json
 
@@ -57,8 +58,22 @@ class LiveDiagnosis:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether no finding of severity error is open."""
-        return all(finding.severity != "error" for finding in self._open.values())
+        """Whether no error is open that going back could mend.
+
+        One that it cannot mend is in every checkpoint, and none would be healthy.
+        """
+        return all(
+            finding.severity != "error" or rule not in MENDED_BY_SMALLER_STEPS
+            for rule, finding in self._open.items()
+        )
+
+    def recall(self, step: int) -> None:
+        """Take in what the run's log holds of the steps before one at which it is resumed."""
+        # Killed before its first window, it has none.
+        with suppress(RunDirectoryError):
+            for window in read_windows(self._run.gradients):
+                if window.steps["step"][-1] < step:
+                    self._keep(window)
 
     def look(self, header: LogHeader, window: LogWindow) -> None:
         """Diagnose the training with one more window.
@@ -88,7 +103,7 @@ class LiveDiagnosis:
             # The recorder has said the one, with the step and the layer; the other is raised.
             if finding.rule != "nonfinite" and finding is not fatal:
                 self._say(headline(finding))
-        self._open |= found
+        self._open |= {rule: self._graver(finding) for rule, finding in found.items()}
         for rule in list(self._open):
             self._looks_without[rule] = self._looks_without.get(rule, 0) + 1 if rule in gone else 0
             if self._looks_without[rule] >= _LOOKS_WITHOUT:
@@ -122,6 +137,11 @@ class LiveDiagnosis:
         known = self._open.get(finding.rule)
         return known is None or (known.severity != "error" and finding.severity == "error")
 
+    def _graver(self, finding: Finding) -> Finding:
+        """Of a finding and the open one, the graver: an error stays one until it is gone."""
+        known = self._open.get(finding.rule)
+        return finding if known is None or known.severity != "error" else known
+
     def _is_fatal(self, finding: Finding) -> bool:
         on_error = self._config.gradients.on_error
         can_recover = on_error == "recover" and finding.rule in MENDED_BY_SMALLER_STEPS
@@ -146,10 +166,22 @@ def add_event(run: RunDir, step: int, event: str, **details: Any) -> None:
 
 
 def read_events(run: RunDir) -> list[dict[str, Any]]:
-    """Return the events of a run, oldest first; none if nothing happened."""
-    return list(read_json(run.health)["events"]) if run.health.exists() else []
+    """Return the events of a run, oldest first; none if nothing happened.
+
+    Raises:
+        RunDirectoryError: If `health.json` is damaged.
+    """
+    if not run.health.exists():
+        return []
+    events = read_json(run.health).get("events")
+    if not isinstance(events, list) or not all(isinstance(each, dict) for each in events):
+        raise RunDirectoryError(
+            f"{run.health}: this artifact is damaged (no list of events). Without the file, the "
+            "recoveries of the run are counted from 0"
+        )
+    return events
 
 
 def num_recoveries(run: RunDir) -> int:
     """Return how often a run went back to a healthy checkpoint."""
-    return sum(event["event"] == "recovered" for event in read_events(run))
+    return sum(event.get("event") == "recovered" for event in read_events(run))

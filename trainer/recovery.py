@@ -54,10 +54,13 @@ class Recovery:
         count, most = num_recoveries(self._run), self._config.gradients.most_recoveries
         if self.healthy_step is None:
             raise error
+        drop_checkpoints_after(self._run.checkpoints, self.healthy_step)
         if count >= most:
             raise type(error)(f"{error}; gave up after going back {count} times") from error
-        drop_checkpoints_after(self._run.checkpoints, self.healthy_step)
-        restore_latest(self._run.checkpoints, self._model)
+        checkpoint, damaged = restore_latest(self._run.checkpoints, self._model)
+        for problem in damaged:
+            say(f"warning: {problem}")
+        self.healthy_step = checkpoint.step
         factor = self._config.gradients.recovery_factor ** (count + 1)
         add_event(
             self._run,

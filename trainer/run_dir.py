@@ -202,6 +202,9 @@ def json_safe(value: Any) -> Any:
         return {str(key): json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_safe(item) for item in value]
+    # Of NumPy, whose float64 alone is a float.
+    if hasattr(value, "tolist") and not isinstance(value, float):
+        return json_safe(value.tolist())
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
@@ -238,11 +241,18 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Return the rows of `history.csv`; an empty list if no epoch has ended."""
+    """Return the rows of `history.csv`; an empty list if no epoch has ended.
+
+    Raises:
+        RunDirectoryError: If it is damaged.
+    """
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [
-            {key: float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return [
+                {key: float(value) for key, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise RunDirectoryError(f"{path}: this artifact is damaged ({error})") from None

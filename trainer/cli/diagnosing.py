@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trainer.cli.app import AsJson, ConfigPath, Overrides, answer, app
+from trainer.errors import RunDirectoryError
 from trainer.run_dir import RunDir, write_json
 
 Rules = Annotated[list[Path] | None, typer.Option(help="A Python file with rules of your own.")]
@@ -40,7 +41,11 @@ def diagnose(
     diagnosis = judge(evidence)
     value = {"run": str(path), **diagnosis.as_json()}
     if evidence.config is not None:
-        write_json(RunDir(path).diagnosis, value)
+        try:
+            write_json(RunDir(path).diagnosis, value)
+        except RunDirectoryError as error:
+            # Of someone else's run, or on a full disk, the answer is as good.
+            typer.echo(f"warning: {error}", err=True)
     answer(value, as_json, lambda: f"{format_diagnosis(diagnosis)}\n{path}")
     if diagnosis.exit_code:
         raise typer.Exit(diagnosis.exit_code)

@@ -36,7 +36,7 @@ def dead(evidence: Evidence) -> list[Finding]:
     chosen = np.flatnonzero(counts >= PERSISTENT * len(windows))
     if not len(chosen):
         return []
-    shares = np.median(zeros[:, chosen], axis=0)
+    shares = nan_median(zeros[:, chosen], axis=0)
     unit_shares = np.nan_to_num(nan_median(units[:, chosen], axis=0))
     order = np.lexsort((-unit_shares, -shares))
     names = tuple(evidence.gradients.header.activations[chosen[i]] for i in order)
@@ -97,7 +97,7 @@ def saturated(evidence: Evidence) -> list[Finding]:
     chosen = np.flatnonzero(counts >= PERSISTENT * len(windows))
     if not len(chosen):
         return []
-    medians = np.median(shares[:, chosen], axis=0)
+    medians = nan_median(shares[:, chosen], axis=0)
     order = np.argsort(-medians, kind="stable")
     names = tuple(evidence.gradients.header.activations[chosen[i]] for i in order)
     return [

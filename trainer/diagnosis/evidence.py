@@ -76,7 +76,7 @@ class Evidence:
         return cls(
             log=log,
             config=load_config(run.config),
-            history=read_history(run.history),
+            history=attempt("history", lambda: read_history(run.history)) or (),
             data=attempt("data", lambda: read_json(run.data)),
             missing=missing,
         )
@@ -131,9 +131,11 @@ class Evidence:
 
     @cached_property
     def active_windows(self) -> np.ndarray:
-        """Indices of the windows in which the schedule still asks for real steps."""
+        """Indices of the windows in which the schedule asks for real steps; none in a warm-up."""
         rates = self.of_windows("learning_rate", self.windows)
-        return self.windows[rates >= _ACTIVE_SHARE * np.max(rates)]
+        # A training that goes on may not have come to its peak yet.
+        peak = 0.0 if self.config is None else self.config.optimizer.learning_rate
+        return self.windows[rates >= _ACTIVE_SHARE * max(peak, np.max(rates))]
 
     @cached_property
     def num_classes(self) -> int:
@@ -189,15 +191,21 @@ class Evidence:
 
     @cached_property
     def offset_indices(self) -> np.ndarray:
-        """Indices of the biases and betas that the loss depends on, first layer first."""
-        return np.array(
-            [
-                index
-                for index, variable in enumerate(self.gradients.header.variables)
-                if variable.connected and variable.path.rpartition("/")[2] in ("bias", "beta")
-            ],
-            np.intp,
-        )
+        """Indices of the biases and betas that the loss depends on, first layer first.
+
+        Without a bias that a normalization follows: it takes the bias out again, and the
+        gradient of that is nothing but rounding.
+        """
+        header = self.gradients.header
+        order = header.order or tuple(range(len(header.variables)))
+        kinds = [header.variables[index].path.rpartition("/")[2] for index in order]
+        found = [
+            index
+            for index, kind, following in zip(order, kinds, [*kinds[1:], ""], strict=True)
+            if header.variables[index].connected
+            and (kind == "beta" or (kind == "bias" and following not in ("gamma", "beta")))
+        ]
+        return np.array(found, np.intp)
 
     @cached_property
     def kernel_paths(self) -> tuple[str, ...]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import textwrap
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from trainer.config import Config
+from trainer.config.checks import CHECKS
 from trainer.diagnosis import (  # noqa: F401
     activation_rules,
     data_rules,
@@ -23,7 +26,7 @@ from trainer.diagnosis import (  # noqa: F401
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import SEVERITIES, CannotJudge, Finding, Remedy
 from trainer.diagnosis.in_words import in_words
-from trainer.diagnosis.registry import RULES
+from trainer.diagnosis.registry import RULES, checked_findings
 
 _WIDTH = 80
 
@@ -73,14 +76,17 @@ class Diagnosis:
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
-    """Ask every rule."""
+    """Ask every rule; one that fails takes neither the others nor a training with it."""
     findings: list[Finding] = []
     not_judged: dict[str, str] = {}
     for each in RULES.values():
         try:
-            findings += each.check(evidence)
+            findings += checked_findings(each, each.check(evidence))
         except CannotJudge as reason:
             not_judged[each.id] = str(reason)
+        # A rule may be anyone's, and raise anything.
+        except Exception as error:
+            not_judged[each.id] = f"the rule failed{_place(error)}: {type(error).__name__}: {error}"
     findings.sort(key=lambda f: (SEVERITIES.index(f.severity), RULES[f.rule].rank))
     return Diagnosis(
         tuple(with_possible_remedies(finding, evidence.config) for finding in findings),
@@ -88,6 +94,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         len(RULES) - len(not_judged),
         evidence.missing,
     )
+
+
+def _place(error: Exception) -> str:
+    [*_, last] = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(last.filename).name}, line {last.lineno})"
 
 
 def with_possible_remedies(finding: Finding, config: Config | None) -> Finding:
@@ -105,14 +116,17 @@ def _changes(config: Config, remedy: Remedy) -> bool:
     values = config.model_dump(mode="json")
     for key, value in remedy.patch.items():
         *sections, last = key.split(".")
-        section = values
+        section: Any = values
         for name in sections:
-            section = section[name]
+            section = section.get(name) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            return False
         section[last] = value
     try:
-        return Config.model_validate(values) != config
+        changed = Config.model_validate(values)
     except ValidationError:
         return False
+    return changed != config and not any(problem for check in CHECKS for problem in check(changed))
 
 
 def format_diagnosis(diagnosis: Diagnosis) -> str:

@@ -88,6 +88,8 @@ def plateau(evidence: Evidence) -> list[Finding]:
     fall = (start - best) / abs(start) if start else 0.0
     if fall >= 0.05:
         return _late_plateau(evidence, losses, windows)
+    if not len(evidence.active_windows):
+        raise CannotJudge("the learning rate has not come to a tenth of its peak")
     return [
         Finding(
             "plateau",
@@ -210,7 +212,7 @@ def overfitting(evidence: Evidence) -> list[Finding]:
             f"{late:.3g} now; training is {gap:.1%} ahead in accuracy",
             (),
             (int(best.get("step", 0)), int(rows[-1].get("step", 0))),
-            {"end_over_best": late / float(losses.min()), "gap": gap},
+            {"end_over_best": late / max(float(losses.min()), 1e-9), "gap": gap},
             {"end_over_best": 1.2, "gap": 0.1},
             int(np.sum(losses > 1.2 * losses.min())),
             len(losses),
@@ -281,7 +283,9 @@ def _losses(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
         )
     windows = np.arange(len(log.window_steps))
     losses = evidence.of_windows("loss", windows)
-    known = np.isfinite(losses)
+    # An epoch may leave a window of few steps at its end: the loss of some batches, and no trend.
+    sizes = np.diff(np.searchsorted(log.steps["step"], log.window_steps + np.array([0, 1])))[:, 0]
+    known = np.isfinite(losses) & (2 * sizes >= sizes.max())
     if known.sum() < 3:
         raise CannotJudge("fewer than three windows have a finite loss")
     return losses[known], windows[known]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from trainer.diagnosis.evidence import Evidence
-from trainer.diagnosis.finding import Finding
+from trainer.diagnosis.finding import SEVERITIES, Finding
 from trainer.errors import ConfigError
 
 Check = Callable[[Evidence], list[Finding]]
@@ -52,6 +54,28 @@ def rule(id: str, rank: int) -> Callable[[Check], Check]:
         return check
 
     return register
+
+
+def checked_findings(rule: Rule, findings: Any) -> list[Finding]:
+    """Return what a rule's check returned.
+
+    Raises:
+        TypeError: If it is no list of findings, or a number of one is none.
+        ValueError: If a finding is not the rule's own, or its severity is none.
+    """
+    if not isinstance(findings, list | tuple) or not all(isinstance(f, Finding) for f in findings):
+        raise TypeError(f"a rule must return a list of findings. Received: {findings!r}")
+    for each in findings:
+        if each.rule != rule.id or each.severity not in SEVERITIES:
+            raise ValueError(
+                f"a finding must have its rule's id, {rule.id!r}, and one of the severities "
+                f"{', '.join(SEVERITIES)}. Received: {each.rule!r}, {each.severity!r}"
+            )
+        for name, value in (*each.numbers.items(), *each.thresholds.items()):
+            # Those of NumPy too.
+            if not isinstance(value, Real):
+                raise TypeError(f"a finding's {name!r} must be a number. Received: {value!r}")
+    return list(findings)
 
 
 def load_rules(path: Path) -> None:

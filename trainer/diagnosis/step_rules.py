@@ -20,7 +20,8 @@ def large_updates(evidence: Evidence) -> list[Finding]:
     Formula: norm of the update over norm of the weight, median over the kernels, of the
     largest of a window; in any window, the first ones too, for large steps soon make the
     weights so large that they look small. Norm of the weight over that in the first window,
-    median over the kernels: what steps that only ever grow the weights add up to.
+    or over the root of its outputs where that is more, which is what an initialization for
+    them comes to; median over the kernels: what steps that only ever grow the weights add up to.
     Threshold: 0.5, where 1e-3 is usual; 10.
     Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-1, and ten times the norm; 0.5
     here, for Muon on kernels of fixed norm takes 0.1 on purpose.
@@ -32,8 +33,10 @@ def large_updates(evidence: Evidence) -> list[Finding]:
     if fired.any():
         return [_off_size(evidence, "large", largest, fired, every, 0.5)]
     norms = evidence.kernels("weight_norm/median", every)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        growth = nan_median(norms / norms[0], axis=1)
+    variables = evidence.gradients.header.variables
+    # A kernel that starts next to zero has to grow.
+    usual = np.array([variables[index].shape[-1] ** 0.5 for index in evidence.kernel_indices])
+    growth = nan_median(norms / np.fmax(norms[0], usual), axis=1)
     grown = growth > 10
     if not grown.any():
         return []
@@ -67,6 +70,8 @@ def small_updates(evidence: Evidence) -> list[Finding]:
     Wrong when: a pre-trained model is only to be touched.
     """
     active = evidence.active_windows
+    if not len(active):
+        raise CannotJudge("the learning rate has not come to a tenth of its peak")
     usual = nan_median(evidence.kernels("update_ratio/median", active), axis=1)
     every = np.arange(len(evidence.gradients.window_steps))
     first = evidence.kernels("update_ratio/median", every[: len(every) // 4 + 1])
@@ -109,7 +114,7 @@ def clipping(evidence: Evidence) -> list[Finding]:
     Threshold: from half of the steps on, a warning if what is left is below a tenth, an error
     below a hundredth; a note if a bound acts in fewer than 0.1 % of 100 steps or more.
     Source: the project's own; no peer records it. Pascanu et al. 2013 clip what is rare.
-    Wrong when: the optimizer normalizes its steps (Adam, Lion, Muon): a bound that always
+    Wrong when: the optimizer normalizes its steps (Adam, Lion, Muon, RMSprop): a bound that always
     acts then only changes the weight of single batches, and this is a note.
     """
     log = evidence.gradients
@@ -160,7 +165,7 @@ def clipping(evidence: Evidence) -> list[Finding]:
 
 
 def _severity_of_clipping(optimizer: str, left: float) -> Severity:
-    if optimizer in ("adam", "adamw", "lion", "muon"):
+    if optimizer in ("adam", "adamw", "lion", "muon", "rmsprop"):
         return "note"
     return "error" if left < 0.01 else "warning"
 
@@ -172,9 +177,11 @@ def regularizer(evidence: Evidence) -> list[Finding]:
     Formula: norm of the regularizer's gradient (2 * l2 * norm of the kernel, and l1 * the
     root of its size) over its raw norm, which has both parts; median over a window and over
     the kernels that have a regularizer.
-    Threshold: 0.7 in 60 % of the windows, or in the first one: the two parts are at right
+    Threshold: 0.7 in the first window of the training, an error: the two parts are at right
     angles behind a normalization, and equal there. Weights that have collapsed under it
-    get large gradients from the data again, so that only the start tells.
+    get large gradients from the data again, so that only the start tells. In 60 % of the
+    windows, but not in that one, a warning: what has learned its data by heart gets next to
+    no gradient from them.
     Source: TheDeepChecker compares the two gradients; Ioffe and Szegedy 2015 and van Laarhoven
     2017 for the right angle.
     Wrong when: without normalization, near the optimum, where both parts cancel.
@@ -191,13 +198,14 @@ def regularizer(evidence: Evidence) -> list[Finding]:
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = nan_median(pull / norms, axis=1)
     fired = shares > 0.7
-    if fired.sum() < PERSISTENT * len(windows) and not fired[0]:
+    from_start = bool(fired[0]) and evidence.gradients.window_steps[0, 0] == 0
+    if fired.sum() < PERSISTENT * len(windows) and not from_start:
         return []
     share = float(np.median(shares[fired]))
     return [
         Finding(
             "regularizer",
-            "error",
+            "error" if from_start else "warning",
             f"the regularizer pulls harder than the data: it is {share:.0%} of the gradient of "
             f"the {len(chosen)} kernels that have one",
             evidence.paths_of(chosen),
