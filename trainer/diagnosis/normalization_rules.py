@@ -10,7 +10,7 @@ FEWEST_IMAGES = 8
 """Images below which the statistics of a batch are mostly noise."""
 
 
-@rule("batch_statistics", rank=64)
+@rule("batch_statistics", rank=12)
 def batch_statistics(evidence: Evidence) -> list[Finding]:
     """Batch normalization over a few images.
 
