@@ -26,10 +26,15 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "model.block.bias_initializer": lambda value: f"{value} as initializer of the biases",
     "model.block.kernel_regularizer": lambda value: f"{value} as regularizer of the kernels",
     "model.block.spatial_dropout": lambda value: f"spatial dropout of {value}",
+    "model.block.zero_init_last": lambda value: (
+        "blocks that start as nothing but their way around"
+        if value
+        else "no zeros at the end of each block at the start"
+    ),
     "model.head.kernel_initializer": lambda value: f"{value} as initializer of the last layer",
     "data.normalize": lambda value: "inputs scaled to mean 0 and deviation 1",
+    "data.label_noise": lambda value: f"labels of which {value:.0%} are wrong",
     "data.augment": lambda value: "augmented training data",
-    "data.label_noise": lambda value: f"labels of which {value:.0%} are noise",
     "schedule.kind": lambda value: f"a learning rate that falls along a {value} schedule",
     "schedule.warmup_epochs": lambda value: "a learning rate that rises over the first steps",
     "optimizer.learning_rate": lambda value: f"a learning rate of {value:g}",
