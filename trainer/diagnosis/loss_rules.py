@@ -90,6 +90,8 @@ def plateau(evidence: Evidence) -> list[Finding]:
         return _late_plateau(evidence, losses, windows)
     if not len(evidence.active_windows):
         raise CannotJudge("the learning rate has not come to a tenth of its peak")
+    if evidence.config is not None and not evidence.history:
+        raise CannotJudge("no epoch has ended yet")
     return [
         Finding(
             "plateau",
