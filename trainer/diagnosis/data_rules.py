@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy, Severity
+from trainer.diagnosis.loss_rules import learns_nothing
 from trainer.diagnosis.registry import rule
 from trainer.pixels import PixelScaling
 
@@ -80,7 +81,8 @@ def input_scale(evidence: Evidence) -> list[Finding]:
     Formula: root of mean^2 + deviation^2 over the training images, of each channel of what
     enters the first layer: after `data.normalize`, before augmentation. The largest of any
     channel is held against the upper bound, the largest deviation against the lower one.
-    Threshold: above 10, below 0.01. `unit` makes about 0.5, `per_channel` 1 and `none` 140.
+    Threshold: above 10, below 0.01; an error if also nothing is learned (`plateau`). `unit`
+    makes about 0.5, `per_channel` 1 and `none` 140.
     A note where the stem whitens, or a normalization follows it, which undoes a scale: what
     is left of it is the size of that convolution's gradient.
     Source: LeCun et al. 1998 (Efficient BackProp, 4.3), mean 0 and deviation 1; UMLAUT and
@@ -108,13 +110,19 @@ def input_scale(evidence: Evidence) -> list[Finding]:
     return [
         _finding(
             "input_scale",
-            "note" if _is_rescaled(evidence) else "warning",
+            _severity_of_scale(evidence),
             what,
             {"size": size, "deviation": spread},
             {"size": 10.0} if not is_small else {"deviation": 0.01},
             _NORMALIZE,
         )
     ]
+
+
+def _severity_of_scale(evidence: Evidence) -> Severity:
+    if _is_rescaled(evidence):
+        return "note"
+    return "error" if learns_nothing(evidence) else "warning"
 
 
 def _is_rescaled(evidence: Evidence) -> bool:

@@ -109,6 +109,14 @@ def plateau(evidence: Evidence) -> list[Finding]:
     ]
 
 
+def learns_nothing(evidence: Evidence) -> bool:
+    """Whether `plateau` is an error: what else is wrong is then graver than it looks."""
+    try:
+        return any(finding.severity == "error" for finding in plateau(evidence))
+    except CannotJudge:
+        return False
+
+
 def _late_plateau(evidence: Evidence, losses: np.ndarray, windows: np.ndarray) -> list[Finding]:
     is_active = np.isin(windows, evidence.active_windows)
     quarter = len(losses) // 4

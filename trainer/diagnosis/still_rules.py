@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy
-from trainer.diagnosis.loss_rules import plateau
+from trainer.diagnosis.loss_rules import learns_nothing
 from trainer.diagnosis.registry import rule
 
 
@@ -116,7 +116,7 @@ def frozen(evidence: Evidence) -> list[Finding]:
     return [
         Finding(
             "frozen",
-            "error" if share >= 0.5 and _learns_nothing(evidence) else "warning",
+            "error" if share >= 0.5 and learns_nothing(evidence) else "warning",
             f"{len(header.frozen)} kernels are not trained, {share:.0%} of all their values",
             tuple(variable.path for variable in header.frozen),
             (int(steps[0]), int(steps[-1])),
@@ -126,10 +126,3 @@ def frozen(evidence: Evidence) -> list[Finding]:
             len(evidence.gradients.window_steps),
         )
     ]
-
-
-def _learns_nothing(evidence: Evidence) -> bool:
-    try:
-        return any(finding.severity == "error" for finding in plateau(evidence))
-    except CannotJudge:
-        return False
