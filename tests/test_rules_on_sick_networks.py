@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from test_diagnosis import blobs, diagnosed, finding, sgd, stack, trained
+from tiny import run_trainer, write_tiny_config
 
 from trainer.callbacks import GradientRecorder
 from trainer.config.schema import DataConfig
@@ -17,6 +18,7 @@ from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.judge import Diagnosis, diagnose
 from trainer.gradient_log import GradientLog, LogHeader
 from trainer.log_frames import LogWindow
+from trainer.run_dir import RunDir
 
 
 def watched(
@@ -190,3 +192,28 @@ def test_a_last_layer_of_zeros_is_in_order(tmp_path: Path) -> None:
     model.get_layer("head").kernel.assign(np.zeros((16, 4)))
     findings = diagnosed(model, sgd(), tmp_path).findings
     assert "symmetry" not in {each.rule for each in findings}
+
+
+def test_a_batch_that_is_much_larger_than_its_noise_is_a_note(tmp_path: Path) -> None:
+    # Logits that are far off: all images pull the same way.
+    overrides = [
+        "model.head.kernel_initializer={random_normal: {stddev: 3.0}}",
+        "model.block.dropout=0",
+        "optimizer={kind: sgd, learning_rate: 1.0e-6}",
+        "fit={epochs: 12, batch_size: 180}",
+        "runtime.logical_cpus=2",
+    ]
+    options = [f"--set={each}" for each in overrides]
+    config = write_tiny_config(tmp_path)
+    answer = run_trainer("train", config, "--runs-dir", tmp_path / "runs", *options)
+    assert answer.returncode == 0, answer.stderr
+    [path] = (tmp_path / "runs").iterdir()
+    evidence = Evidence.of_run(RunDir.open(path))
+    found = finding(diagnose(evidence), "noise_scale")
+    assert found.severity == "note"
+    steps = evidence.gradients.steps
+    own, whole = (np.sum(np.square(steps[n], dtype=float)) for n in ("replica_norm", "raw_norm"))
+    # McCandlish et al. 2018, appendix A.1, with batches of 90 and 180 images.
+    noise = (own - whole) / (1 / 90 - 1 / 180)
+    signal = (180 * whole - 90 * own) / (180 - 90)
+    assert found.numbers["noise_scale"] == pytest.approx(noise / signal / 180, rel=1e-3)
