@@ -9,6 +9,7 @@ from trainer.diagnosis.finding import Finding, Remedy
 from trainer.diagnosis.registry import rule
 from trainer.diagnosis.remedies import scaled_rate
 
+_VANISHED = 1e-3
 PERSISTENT = 0.6
 """Share of the windows in which a condition must hold: one odd window is no illness."""
 
@@ -121,7 +122,7 @@ def vanishing(evidence: Evidence) -> list[Finding]:
     known = np.isfinite(stacked)
     ratio = np.where(known, stacked, np.inf).min(axis=0)
     can_tell = known.any(axis=0)
-    fired = can_tell & (ratio < 1e-3)
+    fired = can_tell & (ratio < _VANISHED)
     if not can_tell.any() or fired.sum() < PERSISTENT * can_tell.sum():
         return []
     worst = float(np.median(ratio[fired]))
@@ -134,7 +135,7 @@ def vanishing(evidence: Evidence) -> list[Finding]:
     profile = np.median(evidence.table("raw_norm/median", windows[fired], indices), axis=0)
     order = np.argsort(profile, kind="stable")
     paths = evidence.gradients.header.paths
-    weak = [paths[indices[i]] for i in order if profile[i] < 1e-3 * profile[-1]]
+    weak = [paths[indices[i]] for i in order if profile[i] < _VANISHED * profile[-1]]
     return [
         Finding(
             "vanishing",
@@ -144,7 +145,7 @@ def vanishing(evidence: Evidence) -> list[Finding]:
             tuple(weak),
             evidence.steps_of(windows[fired]),
             {"ratio": worst, "update_ratio": update},
-            {"ratio": 1e-3, "update_ratio": 1e-5},
+            {"ratio": _VANISHED, "update_ratio": 1e-5},
             int(fired.sum()),
             int(can_tell.sum()),
             _against_vanishing(evidence),
@@ -164,8 +165,8 @@ def _ladders(evidence: Evidence) -> dict[str, np.ndarray]:
 def _first_over_last(evidence: Evidence, indices: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Return the first quarter's raw norm over that of the last, shape (windows,).
 
-    NaN where no gradient reaches the last kernel: the network is dead then, and what killed
-    it shows in the windows before.
+    NaN where no gradient reaches the last kernel, or the first quarter behind a dead layer:
+    the network is dead then, and what killed it shows in the windows before.
     """
     norms = evidence.table("raw_norm/median", windows, indices)
     is_alive = evidence.kernels("raw_norm/median", windows)[:, -1] > 0
@@ -173,6 +174,8 @@ def _first_over_last(evidence: Evidence, indices: np.ndarray, windows: np.ndarra
     smallest = np.where(norms > 0, norms, np.inf).min(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(first > 0, first, smallest) / norms[:, -1]
+        # Zeros below what fades have underflowed; below what does not, a layer has died.
+        is_alive &= (first > 0) | (ratio < _VANISHED)
     return np.asarray(np.where(is_alive, ratio, np.nan))
 
 
