@@ -1,7 +1,7 @@
 """Train every network of the failure zoo and hold each diagnosis against what is expected.
 
     python scripts/run_zoo.py
-    python scripts/run_zoo.py --seeds 1 --only sick_dead healthy_muon
+    python scripts/run_zoo.py --seeds 0 --only sick_dead healthy_muon
 
 The files of `configs/zoo/` say in a line `# expect: RULE` which rule must be the first one
 that a diagnosis lists; `healthy` stands for no finding of severity error. Two trainings run
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of names")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="keep runs here, and train none that is there")
@@ -115,7 +115,7 @@ def main() -> None:
         for path in sorted(ZOO.glob("*.yaml"))
         if path.stem != "base_zoo" and path.stem.startswith(tuple(arguments.only))
     ]
-    tasks = [(path, seed) for path in paths for seed in range(arguments.seeds)]
+    tasks = [(path, seed) for path in paths for seed in arguments.seeds]
     outcomes = []
     with ExitStack() as stack:
         keep = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -132,14 +132,14 @@ def main() -> None:
     arguments.output.write_text(table(outcomes, arguments.seeds), encoding="utf-8")
 
 
-def table(outcomes: list[Outcome], seeds: int) -> str:
+def table(outcomes: list[Outcome], seeds: list[int]) -> str:
     """Return the table, a line a config."""
     sick = [each for each in outcomes if each.expected != _HEALTHY]
     healthy = [each for each in outcomes if each.expected == _HEALTHY]
     lines = [
         "# The failure zoo",
         "",
-        f"Written by `scripts/run_zoo.py --seeds {seeds}`. Sick runs whose expected finding is the "
+        f"Written by `scripts/run_zoo.py --seeds {' '.join(map(str, seeds))}`. Sick runs whose expected finding is the "
         f"first one listed: {sum(each.is_right for each in sick)} of {len(sick)}. Healthy runs "
         f"with a finding of severity error: {sum(not each.is_right for each in healthy)} of "
         f"{len(healthy)}.",
