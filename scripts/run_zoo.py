@@ -139,7 +139,8 @@ def table(outcomes: list[Outcome], seeds: list[int]) -> str:
     lines = [
         "# The failure zoo",
         "",
-        f"Written by `scripts/run_zoo.py --seeds {' '.join(map(str, seeds))}`. Sick runs whose expected finding is the "
+        f"Written by `scripts/run_zoo.py --seeds {' '.join(map(str, seeds))}`. Sick runs whose "
+        "expected finding is the "
         f"first one listed: {sum(each.is_right for each in sick)} of {len(sick)}. Healthy runs "
         f"with a finding of severity error: {sum(not each.is_right for each in healthy)} of "
         f"{len(healthy)}.",
