@@ -223,7 +223,8 @@ def test_without_a_log_nothing_is_judged_and_it_says_why(tmp_path: Path) -> None
     run = trained(tmp_path, ["gradients.record=false", "fit.epochs=1"])
     diagnosis = diagnose(Evidence.of_run(run))
     assert "no gradient log here" in diagnosis.not_judged["vanishing"]
-    assert "not judged: vanishing" in format_diagnosis(diagnosis)
+    [said] = [line for line in format_diagnosis(diagnosis).splitlines() if "vanishing" in line]
+    assert said.startswith("not judged: ")
 
 
 def test_a_rule_of_ones_own_is_asked_too(tmp_path: Path) -> None:

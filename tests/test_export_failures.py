@@ -145,7 +145,7 @@ def start_export(run: RunDir, stage: str) -> subprocess.Popen[str]:
 
 
 def test_an_interrupted_export_leaves_nothing(copied: RunDir, older: dict[str, bytes]) -> None:
-    process = start_export(copied, "proving serve_bytes")
+    process = start_export(copied, "proving ")
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode not in (0, -signal.SIGINT), error

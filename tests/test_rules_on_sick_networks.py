@@ -13,7 +13,8 @@ from tiny import run_trainer, write_tiny_config
 
 from trainer.callbacks import GradientRecorder
 from trainer.config.schema import DataConfig
-from trainer.data.sources import Split, register_source
+from trainer.data import sources
+from trainer.data.sources import Split
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.judge import Diagnosis, diagnose
 from trainer.gradient_log import GradientLog, LogHeader
@@ -124,7 +125,6 @@ def test_validation_that_gets_worse_is_overfitting(tmp_path: Path) -> None:
     assert found.numbers["gap"] > 0.1
 
 
-@register_source("colours")
 def colours(data: DataConfig, part: str, seed: int) -> Split:
     """Images of ten colours, one a class, with noise."""
     random = np.random.default_rng(seed)
@@ -137,7 +137,10 @@ def colours(data: DataConfig, part: str, seed: int) -> Split:
     )
 
 
-def test_moving_statistics_that_lag_are_a_mismatch_of_modes(tmp_path: Path) -> None:
+def test_moving_statistics_that_lag_are_a_mismatch_of_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sources._SOURCES, "colours", colours)
     run = trained(
         tmp_path,
         [
