@@ -220,3 +220,19 @@ def test_a_batch_that_is_much_larger_than_its_noise_is_a_note(tmp_path: Path) ->
     noise = (own - whole) / (1 / 90 - 1 / 180)
     signal = (180 * whole - 90 * own) / (180 - 90)
     assert found.numbers["noise_scale"] == pytest.approx(noise / signal / 180, rel=1e-3)
+
+
+def test_a_layer_most_of_whose_units_are_dead_is_a_warning(tmp_path: Path) -> None:
+    model = stack("relu", "he_normal", layers=3)
+    bias = np.where(np.arange(16) < 10, -100.0, 0.0)
+    model.get_layer("dense1").bias.assign(bias)
+    model.compile(sgd(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images, labels = blobs()
+    recorder = GradientRecorder(tmp_path, window_steps=10, probe=images[:64])
+    model.fit(images, labels, batch_size=20, epochs=6, verbose=0, callbacks=[recorder])
+    found = finding(diagnose(Evidence.of_log(tmp_path)), "dead")
+    assert found.severity == "warning"
+    assert [path.split("/")[-1] for path in found.layers] == ["dense1"]
+    assert found.numbers["dead_units"] == pytest.approx(10 / 16, abs=2 / 16)
+    # Of its outputs fewer are zero than of a layer that is called dead by them.
+    assert found.numbers["zero_fraction"] < 0.95
