@@ -123,6 +123,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", type=Path, default=SCRIPTS / "benchmark_recorder.md")
     arguments = parser.parse_args()
+    if arguments.epochs < 2:
+        parser.error(
+            "--epochs must be at least 2: the first step of the first epoch does not count"
+        )
 
     config = load_network(f"{arguments.network}.yaml", arguments.set)
     say(arguments.network)

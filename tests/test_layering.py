@@ -40,7 +40,7 @@ FLOORS = (
     {"recovery"},
     {"fitting", "evaluate", "doctor_checks", "diagnose_model"},
     {"train", "export", "doctor"},
-    {"classifiers", "xray"},
+    {"classifiers", "xray", "search"},
     {"predict"},
     {"cli"},
     # The package's own doors: `import trainer` and `python -m trainer`.

@@ -56,6 +56,22 @@ class UnhealthyError(TrainerError):
     exit_code = 1
 
 
+class SearchError(TrainerError):
+    """A search cannot begin or go on as it was asked to."""
+
+
+class FruitlessSearchError(TrainerError):
+    """A search has ended without a single trial that could be scored."""
+
+    exit_code = 1
+
+
+class StoppedEarly(TrainerError):
+    """Whoever looks after a training has seen enough of it; it could go on."""
+
+    exit_code = 1
+
+
 class InterruptedRun(TrainerError):
     """A signal ended the work before its end; what was saved before is whole.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -22,6 +22,7 @@ from trainer.checkpoint import restore_latest, save_checkpoint
 from trainer.config import Config
 from trainer.data.pipeline import evaluation_batches, training_batches
 from trainer.data.splits import TrainingData
+from trainer.diagnosis import Finding
 from trainer.errors import InterruptedRun, NonFiniteError, UnhealthyError
 from trainer.gradient_hook import StepHook
 from trainer.live import LiveDiagnosis
@@ -29,6 +30,22 @@ from trainer.progress import EpochLines
 from trainer.recovery import Recovery
 from trainer.run_dir import RunDir, read_history, write_history
 from trainer.terminal import say
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Whoever runs many trainings looks after each; one that is not finite stops in any case.
+
+    Attributes:
+        end_epoch: Up to which one it trains; the schedule is that of all `fit.epochs`.
+        on_epoch_end: Gets the rows of the history after each epoch, whose checkpoint is
+            written; what it raises ends the training.
+        on_finding: Gets what the live diagnosis finds; the same.
+    """
+
+    end_epoch: int
+    on_epoch_end: Callable[[Sequence[dict[str, float]]], None]
+    on_finding: Callable[[Finding], None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class Fitting:
         data: Training and validation images.
         model: Compiled, and its optimizer built.
         epoch_steps: Steps of an epoch.
+        supervision: None for a training that nobody looks after.
     """
 
     config: Config
@@ -48,6 +66,12 @@ class Fitting:
     data: TrainingData
     model: keras.Model
     epoch_steps: int
+    supervision: Supervision | None = None
+
+    @property
+    def end_epoch(self) -> int:
+        """Up to which epoch this one trains."""
+        return self.config.fit.epochs if self.supervision is None else self.supervision.end_epoch
 
     def fit_from(self, first_step: int) -> None:
         """Train from a step, inside an epoch too, to the end of the last epoch.
@@ -61,7 +85,8 @@ class Fitting:
         gradients = self.config.gradients
         live = None
         if gradients.record and gradients.live:
-            live = LiveDiagnosis(self.run, self.config, say)
+            on_finding = None if self.supervision is None else self.supervision.on_finding
+            live = LiveDiagnosis(self.run, self.config, say, on_finding)
             if first_step:
                 live.recall(first_step)
         with _signals() as interruption:
@@ -83,11 +108,11 @@ class Fitting:
             # weights in their place where one is kept: go back to what trains.
             self._fit(first_step, epoch, epoch + 1, self.epoch_steps - offset, watch)
             epoch += 1
-            if epoch < self.config.fit.epochs:
+            if epoch < self.end_epoch:
                 restore_latest(self.run.checkpoints, self.model)
-        if epoch < self.config.fit.epochs:
+        if epoch < self.end_epoch:
             first_step = epoch * self.epoch_steps
-            self._fit(first_step, epoch, self.config.fit.epochs, self.epoch_steps, watch)
+            self._fit(first_step, epoch, self.end_epoch, self.epoch_steps, watch)
 
     def _fit(self, first_step: int, epoch: int, end_epoch: int, steps: int, watch: Watch) -> None:
         config, split = self.config, self.data.train
@@ -139,7 +164,7 @@ class Fitting:
             probe=self.data.train.images[: gradients.probe_images]
             if gradients.probe_images
             else None,
-            on_error="warn" if gradients.on_error == "warn" else "stop",
+            on_error="warn" if gradients.on_error == "warn" and not self.supervision else "stop",
             first_step=first_step,
             warn=say,
             on_window=None if live is None else live.look,
@@ -220,8 +245,10 @@ class Bookkeeping(keras.callbacks.Callback):
         if is_due or epoch + 1 == self._end_epoch:
             self._save()
         number = self._watch.interruption.signal
-        if number is not None and epoch + 1 < fit.epochs:
+        if number is not None and epoch + 1 < self._fitting.end_epoch:
             self._stop(number)
+        if self._fitting.supervision is not None:
+            self._fitting.supervision.on_epoch_end(self._watch.rows)
 
     def _save(self) -> None:
         recovery, live = self._watch.recovery, self._watch.live

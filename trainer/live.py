@@ -39,6 +39,7 @@ class LiveDiagnosis:
         run: Whose `data.json` is known and whose `health.json` is written.
         config: Of the run.
         say: Prints a message for people.
+        on_finding: Gets each finding that appears, and may raise.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class LiveDiagnosis:
         run: RunDir,
         config: Config,
         say: Callable[[str], None],
+        on_finding: Callable[[Finding], None] | None = None,
     ) -> None:
         self._run = run
         self._config = config
         self._say = say
+        self._on_finding = on_finding
         self._history: Sequence[dict[str, float]] = ()
         self._data = read_json(run.data)
         self._windows: list[LogWindow] = []
@@ -110,6 +113,9 @@ class LiveDiagnosis:
                 del self._open[rule]
                 self._note(step, "gone", rule)
                 self._say(f"gone since step {step:,}: {rule}")
+        if self._on_finding is not None:
+            for finding in appeared:
+                self._on_finding(finding)
         if fatal is not None:
             raise UnhealthyError(f"{fatal.rule}: {fatal.message}")
 

@@ -12,15 +12,21 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from trainer.checkpoint import restore_latest
+from trainer.checkpoint import list_checkpoints, restore_latest
 from trainer.config import Config, dump_config, load_config
 from trainer.config.model_schema import WhiteningStem
 from trainer.data.facts import Duplicates, SplitFacts, image_digests
 from trainer.data.pipeline import steps_per_epoch
 from trainer.data.sources import Split
 from trainer.data.splits import TrainingData, load_training_data
-from trainer.errors import ConfigError, InterruptedRun, RunDirectoryError, TrainerError
-from trainer.fitting import Fitting
+from trainer.errors import (
+    ConfigError,
+    InterruptedRun,
+    RunDirectoryError,
+    StoppedEarly,
+    TrainerError,
+)
+from trainer.fitting import Fitting, Supervision
 from trainer.models import build_model
 from trainer.optimizers import build_optimizer
 from trainer.pixels import PixelScaling, whitening_kernel
@@ -46,13 +52,43 @@ def train(config: Config, *, runs_dir: Path, command: Sequence[str]) -> RunDir:
     """
     runtime = set_up(config.runtime, config.seed)
     say(runtime.line)
-    data = _load_data(config)
+    data = load_training_data(config)
+    _say_what_it_is(config, data)
     run = RunDir.create(runs_dir, config.name)
     say(f"run: {run.path}")
     write_text(run.config, dump_config(config))
     with _status(run):
         _run(config, run, data, runtime, command, is_resumed=False)
     return run
+
+
+def train_under(
+    supervision: Supervision,
+    run: RunDir,
+    config: Config,
+    data: TrainingData,
+    *,
+    command: Sequence[str],
+) -> None:
+    """Train in a directory that is there, from its newest checkpoint if it has one.
+
+    Args:
+        supervision: Says how far, and may end the training by what it raises.
+        run: Whose directory exists.
+        config: The resolved config, which is written into it.
+        data: What `load_training_data` returns for this config.
+        command: The command line, for `environment.json`.
+
+    Raises:
+        TrainerError: As `train` does.
+    """
+    runtime = set_up(config.runtime, config.seed)
+    say(runtime.line)
+    _say_what_it_is(config, data)
+    write_text(run.config, dump_config(config))
+    is_resumed = bool(list_checkpoints(run.checkpoints))
+    with _status(run):
+        _run(config, run, data, runtime, command, is_resumed, supervision)
 
 
 def resume(run: RunDir, *, command: Sequence[str]) -> RunDir:
@@ -71,15 +107,15 @@ def resume(run: RunDir, *, command: Sequence[str]) -> RunDir:
     config = load_config(run.config)
     runtime = set_up(config.runtime, config.seed)
     say(runtime.line)
-    data = _load_data(config)
+    data = load_training_data(config)
+    _say_what_it_is(config, data)
     say(f"run: {run.path} (resumed)")
     with _status(run):
         _run(config, run, data, runtime, command, is_resumed=True)
     return run
 
 
-def _load_data(config: Config) -> TrainingData:
-    data = load_training_data(config)
+def _say_what_it_is(config: Config, data: TrainingData) -> None:
     train, wrong = data.train, data.num_wrong_labels
     held_out = 0 if data.validation is None else data.validation.num_images
     noise = f" ({wrong:,} of them labelled wrongly on purpose)" if wrong else ""
@@ -88,7 +124,6 @@ def _load_data(config: Config) -> TrainingData:
         f"{train.num_images:,} training{noise} and {held_out:,} validation images, "
         f"{train.num_classes} classes, from {train.origin}"
     )
-    return data
 
 
 def _run(
@@ -98,6 +133,7 @@ def _run(
     runtime: Runtime,
     command: Sequence[str],
     is_resumed: bool,
+    supervision: Supervision | None = None,
 ) -> None:
     write_json(run.environment, describe_environment(runtime, command, config.seed))
     _write_data_facts(run, config, data)
@@ -120,7 +156,7 @@ def _run(
             say(f"warning: {problem}")
         first_step = checkpoint.step
         say(f"resumed from step {first_step}")
-    fitting = Fitting(config, run, data, model, epoch_steps)
+    fitting = Fitting(config, run, data, model, epoch_steps, supervision)
     fitting.fit_from(first_step)
     write_atomically(run.model, model.save)
 
@@ -203,7 +239,7 @@ def _status(run: RunDir) -> Iterator[None]:
 
     try:
         yield
-    except (InterruptedRun, KeyboardInterrupt) as error:
+    except (InterruptedRun, StoppedEarly, KeyboardInterrupt) as error:
         reason = str(error) or "interrupted before the first step"
         run.write_status("interrupted", reason=reason, seconds=seconds())
         raise

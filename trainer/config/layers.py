@@ -30,10 +30,7 @@ def parse_override(override: str) -> tuple[Node, list[Problem]]:
     key_path = key_path.strip()
     if not equals or not _KEY_PATH.fullmatch(key_path):
         raise ConfigError(f"{place}: must be written key.path=value, as in --set fit.epochs=20")
-    path: KeyPath = tuple(
-        int(key) if re.fullmatch("[0-9]{1,9}", key) else key
-        for key in re.findall(r"[^.\[\]]+", key_path)
-    )
+    path = key_path_of(key_path, place)
     if path[0] == "extends":
         raise ConfigError(f"{place}: only a file can extend another file")
     value, problems = parse(text, place.source, in_file=False, path=path)
@@ -41,6 +38,20 @@ def parse_override(override: str) -> tuple[Node, list[Problem]]:
     for key in reversed(path):
         node = Node({key: node}, place)
     return node, problems
+
+
+def key_path_of(text: str, place: Place) -> KeyPath:
+    """Read a dotted key path, whose numbers are items of lists.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if not _KEY_PATH.fullmatch(text):
+        raise ConfigError(f"{place}: must be a key path, as in model.block.kind. Received: {text}")
+    return tuple(
+        int(key) if re.fullmatch("[0-9]{1,9}", key) else key
+        for key in re.findall(r"[^.\[\]]+", text)
+    )
 
 
 def merge(lower: Node, upper: Node, path: KeyPath = ()) -> Node:

@@ -13,6 +13,7 @@ from trainer.config.checks import CHECKS
 from trainer.config.layers import merge, parse_override, to_plain
 from trainer.config.messages import explain, locate
 from trainer.config.schema import Config
+from trainer.config.search_space import space_problems
 from trainer.config.yaml_nodes import Node, Problem, dotted, dump, read_file
 from trainer.errors import ConfigError
 
@@ -52,6 +53,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         for key_path, message in check(config):
             written, node, absent = locate(root, key_path)
             problems.append(Problem(node.place, f"{dotted((*written, *absent))}: {message}"))
+    problems += space_problems(root, config)
     if problems:
         _raise(problems)
     return config
@@ -59,7 +61,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """Return the config as YAML with every default written out; it loads back equal."""
-    return dump(_kind_first(config.model_dump(mode="json")))
+    left_out = {"search"} if config.search is None else set()
+    return dump(_kind_first(config.model_dump(mode="json", exclude=left_out)))
 
 
 def _kind_first(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from trainer.config.model_schema import ModelSpec
+from trainer.config.search_schema import SearchConfig
 from trainer.config.values import (
     Bool,
     Float,
@@ -360,6 +361,8 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gradients: GradientsConfig = GradientsConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    search: SearchConfig | None = None
+    """Only `tune` reads it."""
 
 
 # Sections whose keys depend on `kind`: a file that extends another and names a

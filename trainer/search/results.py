@@ -1,0 +1,121 @@
+"""What a search came to: read from its trials alone, so that a killed one can be read too."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import Config, dump_config
+from trainer.config.search_space import at_point
+from trainer.run_dir import write_atomically, write_text
+from trainer.search.directory import SearchDir
+from trainer.search.trials import TrialRecord, read_trials
+
+
+@dataclass(frozen=True)
+class Results:
+    """All trials of a search.
+
+    Attributes:
+        path: The folder of the search.
+        config: Of the search.
+        trials: In the order of their beginnings.
+    """
+
+    path: Path
+    config: Config
+    trials: Sequence[TrialRecord]
+
+    @classmethod
+    def of(cls, path: Path, config: Config) -> Results:
+        """Read them."""
+        return cls(path, config, read_trials(path))
+
+    @property
+    def scored(self) -> list[TrialRecord]:
+        """Trials with a score of their own, the best first; of equal ones the earliest.
+
+        Those that have trained longest come first: under hyperband a trial of few epochs
+        can score better than the same one at the end of a schedule has not yet done.
+        """
+        search = self.config.search
+        assert search is not None
+        sign = -1 if search.is_maximized else 1
+        own = [t for t in self.trials if t.outcome is not None and t.outcome.state != "failed"]
+        return sorted(own, key=lambda t: (t.outcome.state != "done", sign * t.outcome.score))  # type: ignore[union-attr]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best trial that has trained to its last epoch, else the best that was pruned."""
+        return next(iter(self.scored), None)
+
+    @property
+    def causes(self) -> dict[str, int]:
+        """How many trials ended of what, the most frequent first."""
+        return dict(Counter(t.outcome.cause for t in self.trials if t.outcome).most_common())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return them for programs."""
+        best = self.best
+        return {
+            "search": str(self.path),
+            "best": None if best is None else best.path.name,
+            "causes": self.causes,
+            "trials": [
+                {
+                    "number": t.number,
+                    "run": str(t.path),
+                    "values": dict(t.point.values),
+                    "epochs": t.point.epochs,
+                    "outcome": None if t.outcome is None else asdict(t.outcome),
+                }
+                for t in self.trials
+            ],
+        }
+
+
+def best_config(results: Results) -> Config | None:
+    """Return the config of the best trial, None if no trial has a score of its own."""
+    best = results.best
+    return None if best is None else at_point(results.config, best.point.values)
+
+
+def write_results(directory: SearchDir, config: Config) -> Results:
+    """Write `trials.csv` and `best.yaml` from the folders of the trials."""
+    results = Results.of(directory.path, config)
+    _write_csv(directory.results, results)
+    best, found = results.best, best_config(results)
+    if best is not None and found is not None and best.outcome is not None:
+        assert config.search is not None
+        text = (
+            f"# The best of {len(results.trials)} trials of {shlex.quote(str(directory.path))}: "
+            f"trial {best.number},\n"
+            f"# {config.search.objective} {best.outcome.score:.6g} after epoch "
+            f"{best.outcome.epochs} of {found.fit.epochs} (seed {found.seed}).\n"
+            f"# trainer train {shlex.quote(str(directory.best))}\n"
+        )
+        write_text(directory.best, text + dump_config(found))
+    return results
+
+
+def _write_csv(path: Path, results: Results) -> None:
+    search = results.config.search
+    assert search is not None
+    columns = ["number", "run", "state", "score", "cause", "health", "epochs", "seconds", "reason"]
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*columns, *search.space])
+            for t in results.trials:
+                told = {} if t.outcome is None else asdict(t.outcome)
+                told |= {"number": t.number, "run": t.path.name}
+                values = [t.point.values.get(key, "") for key in search.space]
+                writer.writerow([*(told.get(column, "") for column in columns), *values])
+
+    write_atomically(path, write)

@@ -1,0 +1,119 @@
+"""The story of one search, from a config to the best one."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from trainer.config import Config
+from trainer.errors import FruitlessSearchError, InterruptedRun, SearchError
+from trainer.search.directory import SearchDir, begin, locked
+from trainer.search.display import say_causes, shown
+from trainer.search.oracles import DamagedState, LastingOracle, make_oracle
+from trainer.search.results import Results, write_results
+from trainer.search.trial import OutOfTime, run_trial
+from trainer.search.trials import read_trials
+from trainer.search.worker import work
+from trainer.terminal import say
+
+
+def search(
+    config: Config,
+    path: Path,
+    *,
+    resume: bool,
+    restart: bool,
+    command: Sequence[str],
+) -> Results:
+    """Run a search to its end, or to its limits.
+
+    Args:
+        config: With a `search` section.
+        path: The folder of the search.
+        resume: Go on with the search that is there.
+        restart: Put the search that is there aside.
+        command: The command line, for the trials' `environment.json`.
+
+    Returns:
+        What all trials came to, which is in the folder as well.
+
+    Raises:
+        SearchError: If the search cannot begin.
+        FruitlessSearchError: If no trial has a score of its own.
+        InterruptedRun: After a signal; `resume` goes on.
+        TrainerError: What every trial would fail of.
+    """
+    if config.search is None:
+        raise SearchError("the config has no search section, which says what to vary")
+    with locked(path):
+        directory = begin(path, config, resume=resume, restart=restart)
+        oracle = open_oracle(config, directory)
+        hours = config.search.max_hours
+        deadline = None if hours is None else time.time() + 3600 * hours
+        oracle.is_over = partial(_is_over, config, path, deadline)
+        run = partial(run_trial, command=command)
+        try:
+            with shown(path, config):
+                work(oracle, config, path, "0", run, deadline=deadline)
+        except OutOfTime as limit:
+            say(f"{limit}; go on with --resume")
+        except InterruptedRun as error:
+            write_results(directory, config)
+            text = f"interrupted; its trials are in {path}. Go on with --resume"
+            raise InterruptedRun(error.signal_number, text) from None
+        return conclude(directory, config)
+
+
+def conclude(directory: SearchDir, config: Config) -> Results:
+    """Write what all trials came to.
+
+    Raises:
+        FruitlessSearchError: If no trial has a score of its own.
+    """
+    results = write_results(directory, config)
+    say_causes(results.causes)
+    if results.best is None and results.causes:
+        reasons = dict.fromkeys(t.outcome.reason for t in results.trials if t.outcome)
+        raise FruitlessSearchError(
+            f"{directory.path}: every trial failed: {'; '.join(list(reasons)[:3])}. What each one "
+            f"said is in {directory.path}/trials/*/trial.log"
+        )
+    return results
+
+
+def _is_over(config: Config, path: Path, deadline: float | None) -> bool:
+    search = config.search
+    assert search is not None
+    if deadline is not None and time.time() > deadline:
+        return True
+    if search.max_epochs is None:
+        return False
+    return sum(len(trial.history) for trial in read_trials(path)) >= search.max_epochs
+
+
+def open_oracle(config: Config, directory: SearchDir) -> LastingOracle:
+    """Return the oracle as it was when the search stopped, or a new one.
+
+    A state that cannot be read is put aside. The oracle then begins anew, and whatever it
+    proposes that has an outcome is answered from the trial's folder.
+    """
+    oracle = make_oracle(config, directory.oracle)
+    if not (directory.oracle / "oracle.json").exists():
+        oracle.save()
+        return oracle
+    try:
+        oracle.reload()
+        return oracle
+    except DamagedState as error:
+        aside = directory.path / f"oracle.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+        shutil.move(directory.oracle, aside)
+        say(
+            f"warning: {error}: this state of the search is damaged and was put aside as {aside}. "
+            "The trials that have ended are taken from their own folders"
+        )
+        oracle = make_oracle(config, directory.oracle)
+        oracle.save()
+        return oracle
