@@ -68,15 +68,8 @@ def space_problems(root: Node, config: Config) -> Iterator[Problem]:
             for value in parameter.extremes:
                 point = assignments(search, {**conditions, key: value})
                 wrong += _wrong_value(bare, point, place, value)
-        hint = "" if parameter.when or not wrong else _hint(wrong)
         for text in dict.fromkeys(wrong):
-            yield Problem(place, f"search.space.{key}: {text}{hint}")
-
-
-def _hint(wrong: list[str]) -> str:
-    if not any("unknown key" in text for text in wrong):
-        return ""
-    return ". If the key belongs to one kind alone, vary it there: `when: {....kind: [...]}`"
+            yield Problem(place, f"search.space.{key}: {text}")
 
 
 def _wrong_conditions(search: SearchConfig, key: str) -> Iterator[str]:
@@ -126,6 +119,9 @@ def _wrong_value(root: Node, point: Mapping[str, Any], place: Place, value: Any)
             Problem(place, f"{dotted(path)}: {message}")
             for path, message in chain.from_iterable(check(config) for check in CHECKS)
         ]
+    unknown = [problem.message for problem in problems if "unknown key" in problem.message]
+    if unknown:
+        return [f"{unknown[0]}. If only one kind has this key, vary it there: `when: {{...: ...}}`"]
     return [f"{value!r} does not fit: {problem.message}" for problem in problems]
 
 

@@ -186,5 +186,9 @@ def make_oracle(config: Config, directory: Path) -> LastingOracle:
 
 
 def _their_warnings() -> warnings.catch_warnings:
-    """Silence that keras-tuner calls `threading.currentThread`, deprecated since Python 3.10."""
-    return warnings.catch_warnings(action="ignore", category=DeprecationWarning)
+    """Silence what nobody here can act on.
+
+    keras-tuner calls `threading.currentThread`, deprecated since Python 3.10, and the
+    Gaussian process of a small space reaches the bounds of its length scale.
+    """
+    return warnings.catch_warnings(action="ignore")

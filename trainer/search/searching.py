@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from trainer.search.display import say_causes, shown
 from trainer.search.oracles import DamagedState, LastingOracle, make_oracle
 from trainer.search.results import Results, write_results
 from trainer.search.trial import OutOfTime, run_trial
-from trainer.search.trials import read_trials
+from trainer.search.trials import TrialRecord, read_trials
 from trainer.search.worker import work
 from trainer.terminal import say
 
@@ -53,7 +53,7 @@ def search(
         oracle = open_oracle(config, directory)
         hours = config.search.max_hours
         deadline = None if hours is None else time.time() + 3600 * hours
-        oracle.is_over = partial(_is_over, config, path, deadline)
+        oracle.is_over = limit(config, path, deadline)
         run = partial(run_trial, command=command)
         try:
             with shown(path, config):
@@ -84,14 +84,30 @@ def conclude(directory: SearchDir, config: Config) -> Results:
     return results
 
 
-def _is_over(config: Config, path: Path, deadline: float | None) -> bool:
+def limit(config: Config, path: Path, deadline: float | None) -> Callable[[], bool]:
+    """Return what says whether a limit of the search is reached.
+
+    Args:
+        config: Of the search.
+        path: Its folder.
+        deadline: As `time.time()`, or None.
+    """
     search = config.search
     assert search is not None
-    if deadline is not None and time.time() > deadline:
-        return True
-    if search.max_epochs is None:
-        return False
-    return sum(len(trial.history) for trial in read_trials(path)) >= search.max_epochs
+
+    def is_over() -> bool:
+        if deadline is not None and time.time() > deadline:
+            return True
+        if search.max_epochs is None:
+            return False
+        return sum(map(_own_epochs, read_trials(path))) >= search.max_epochs
+
+    return is_over
+
+
+def _own_epochs(trial: TrialRecord) -> int:
+    """Epochs that the trial has trained itself, without those that it has taken over."""
+    return max(0, len(trial.history) - trial.point.parent_epochs)
 
 
 def open_oracle(config: Config, directory: SearchDir) -> LastingOracle:

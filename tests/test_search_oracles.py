@@ -1,0 +1,161 @@
+"""The oracles go on after anything, and never have a point trained twice."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from searches import GRID, SPACE, FakeTrials, Killed, load_search
+
+from trainer.config import Config
+from trainer.search.directory import SearchDir
+from trainer.search.searching import open_oracle
+from trainer.search.trials import read_trials
+from trainer.search.worker import work
+
+ALGORITHMS = ("random", "grid", "bayesian", "hyperband")
+
+
+def search_of(folder: Path, algorithm: str, *options: str) -> Config:
+    folder.mkdir(parents=True, exist_ok=True)
+    space = GRID if algorithm == "grid" else SPACE
+    limit = ("max_trials: 9",) if algorithm in ("random", "bayesian") else ()
+    return load_search(folder, f"algorithm: {algorithm}", *limit, *options, space=space)
+
+
+def go_on(config: Config, path: Path, trials: FakeTrials) -> None:
+    """What a process that is started anew does."""
+    work(open_oracle(config, SearchDir(path)), config, path, "0", trials)
+
+
+def points(path: Path) -> list[dict[str, object]]:
+    return [{**t.point.values, "epochs": t.point.epochs} for t in read_trials(path)]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_search_that_is_killed_again_and_again_tries_what_an_undisturbed_one_tries(
+    algorithm: str, tmp_path: Path
+) -> None:
+    config = search_of(tmp_path, algorithm)
+    undisturbed, disturbed = FakeTrials(), FakeTrials()
+    go_on(config, tmp_path / "undisturbed", undisturbed)
+
+    while True:
+        disturbed.kill_at = disturbed.calls + 2  # one trial, then dead in the next one
+        try:
+            go_on(config, tmp_path / "disturbed", disturbed)
+            break
+        except Killed:
+            continue
+
+    assert len(undisturbed.trained) >= 6
+    if algorithm == "bayesian":  # its random restarts are no part of keras-tuner's state
+        assert len(disturbed.trained) == len(undisturbed.trained)
+    else:
+        assert points(tmp_path / "disturbed") == points(tmp_path / "undisturbed")
+    assert len(set(disturbed.trained)) == len(disturbed.trained)
+
+
+def test_a_search_that_is_killed_in_its_first_trial_begins_with_the_same_point(
+    tmp_path: Path,
+) -> None:
+    config = search_of(tmp_path, "random")
+    with pytest.raises(Killed):
+        go_on(config, tmp_path / "killed", FakeTrials(kill_at=1))
+    state = json.loads((tmp_path / "killed/oracle/oracle.json").read_text())
+    first = next(iter((tmp_path / "killed/oracle").glob("trial_*/trial.json")))
+    values = json.loads(first.read_text())["hyperparameters"]["values"]
+
+    go_on(config, tmp_path / "killed", FakeTrials())
+
+    assert list(state["ongoing_trials"]) == ["0"]
+    [trial, *_] = read_trials(tmp_path / "killed")
+    assert dict(trial.point.values) == values
+
+
+@pytest.mark.parametrize("algorithm", ("random", "grid", "hyperband"))
+@pytest.mark.parametrize("name", ("oracle.json", "trial_*/trial.json"))
+def test_a_torn_state_file_is_named_and_nothing_is_trained_twice(
+    algorithm: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = search_of(tmp_path, algorithm)
+    path = tmp_path / "torn"
+    trials = FakeTrials(kill_at=5)
+    with pytest.raises(Killed):
+        go_on(config, path, trials)
+    file = sorted((path / "oracle").glob(name))[0]
+    file.write_bytes(file.read_bytes()[:-40])
+
+    go_on(config, path, trials)
+
+    assert str(file) in capsys.readouterr().err
+    assert len(list(path.glob("oracle.damaged-*"))) == 1
+    assert len(set(trials.trained)) == len(trials.trained)
+    whole = FakeTrials()
+    go_on(config, tmp_path / "whole", whole)
+    assert sorted(trials.trained) == sorted(whole.trained)
+
+
+def test_a_grid_is_the_whole_product_and_leaves_out_what_does_not_apply(tmp_path: Path) -> None:
+    config = search_of(tmp_path, "grid")
+
+    go_on(config, tmp_path / "grid", FakeTrials())
+
+    rates = (1e-3, 1e-2, 1e-1)
+    expected = [(rate, "adam", None) for rate in rates]
+    expected += [(r, "sgd", n) for r, n in itertools.product(rates, (False, True))]
+    found = [
+        (
+            round(float(str(p["optimizer.learning_rate"])), 9),
+            p["optimizer.kind"],
+            p.get("optimizer.nesterov"),
+        )
+        for p in points(tmp_path / "grid")
+    ]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+def test_bayesian_search_proposes_no_point_twice_in_a_space_that_it_can_exhaust(
+    tmp_path: Path,
+) -> None:
+    space = "    optimizer.learning_rate: {choice: [1e-3, 1e-2, 3e-2, 1e-1]}\n"
+    config = load_search(tmp_path, "algorithm: bayesian", "max_trials: 20", space=space)
+    trials = FakeTrials()
+
+    go_on(config, tmp_path / "small", trials)
+
+    assert trials.calls == 4
+
+
+def test_hyperband_goes_on_with_a_point_in_place_of_beginning_it_anew(tmp_path: Path) -> None:
+    config = search_of(tmp_path, "hyperband")
+    trials = FakeTrials()
+
+    go_on(config, tmp_path / "bands", trials)
+
+    longest = [t for t in read_trials(tmp_path / "bands") if t.point.parent_epochs]
+    assert longest and all(t.point.epochs == 3 and t.point.parent_epochs == 1 for t in longest)
+    shorter = {t.point.key for t in read_trials(tmp_path / "bands") if t.point.epochs == 1}
+    assert {t.point.parent.key for t in longest if t.point.parent} <= shorter
+
+
+def test_no_trial_begins_once_the_epochs_of_the_search_are_used_up(tmp_path: Path) -> None:
+    config = search_of(tmp_path, "random", "max_epochs: 7")
+    from trainer.search.searching import limit
+
+    oracle = open_oracle(config, SearchDir(tmp_path / "limited"))
+    oracle.is_over = limit(config, tmp_path / "limited", None)
+    work(oracle, config, tmp_path / "limited", "0", FakeTrials())
+
+    assert len(read_trials(tmp_path / "limited")) == 3  # of three epochs each
+
+
+def test_keras_tuner_does_not_need_tensorboard_here(tmp_path: Path) -> None:
+    # Its own tuners import it, and every trial fails where it is not installed.
+    import sys
+
+    go_on(search_of(tmp_path, "random"), tmp_path / "plain", FakeTrials())
+
+    assert "tensorboard" not in sys.modules
