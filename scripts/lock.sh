@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Pins the newest versions that setup.cfg allows: scripts/lock.sh (needs uv: pip install uv)
 #
-# The files add up: requirements.lock is the application with its search, the others hold
-# only what their extra adds. One version serves every Python, so that results compare.
+# The files add up: requirements.lock is the application, the others hold only what their
+# extra adds. One version serves every Python, so that results compare.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-pin() {  # pin EXTRA [uv options]: the closing list of packages left out is dropped
-  uv pip compile setup.cfg --extra "$@" --universal --python-version 3.11 \
+pin() {  # pin [uv options]: the closing list of packages left out is dropped
+  uv pip compile setup.cfg "$@" --universal --python-version 3.11 \
     --fork-strategy fewest --generate-hashes --annotation-style line \
     --custom-compile-command scripts/lock.sh | sed '/^$/,$d'
 }
 
-pin search > requirements.lock
+pin > requirements.lock
 pinned=$(sed -n 's/^\([^ #=]*\)==.*/--no-emit-package=\1/p' requirements.lock)
-for extra in dev gpu litert onnx; do
+for extra in dev gpu litert onnx search; do
   # shellcheck disable=SC2086  # one option a word
-  pin "$extra" --constraints requirements.lock $pinned > "requirements-$extra.lock"
+  pin --extra "$extra" --constraints requirements.lock $pinned > "requirements-$extra.lock"
 done
