@@ -277,10 +277,9 @@ def pins(lock: str) -> dict[str, str]:
     ("section", "option", "lock"),
     [
         ("options", "install_requires", "requirements.lock"),
-        ("options.extras_require", "search", "requirements.lock"),
         *(
             ("options.extras_require", e, f"requirements-{e}.lock")
-            for e in ("dev", "litert", "onnx")
+            for e in ("dev", "litert", "onnx", "search")
         ),
     ],
 )

@@ -58,8 +58,8 @@ def search(
         try:
             with shown(path, config):
                 work(oracle, config, path, "0", run, deadline=deadline)
-        except OutOfTime as limit:
-            say(f"{limit}; go on with --resume")
+        except OutOfTime as stop:
+            say(f"{stop}; go on with --resume")
         except InterruptedRun as error:
             write_results(directory, config)
             text = f"interrupted; its trials are in {path}. Go on with --resume"
