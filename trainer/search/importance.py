@@ -21,10 +21,9 @@ from trainer.search.trials import TrialRecord
 
 TRIALS_PER_PARAMETER = 3
 _FEWEST_TRIALS = 8
-_DRAWS = 80
-_TREES = 25
+_TREES = 16
 _SHUFFLES = 4
-_OUTER = (2.5, 97.5)
+_OUTER = (5, 95)
 """Percentiles of the draws between which the importance is said to lie."""
 
 
@@ -38,8 +37,8 @@ class Importance:
             ranks. For a forest that predicts well it is the share of that variance in which
             the parameter has a part, alone or with others (the total effect of Sobol 2001);
             0 is nothing, and below 0 is chance.
-        low: 2.5th percentile of the draws.
-        high: 97.5th percentile of the draws.
+        low: 5th percentile of the draws.
+        high: 95th percentile of the draws.
     """
 
     key: str
@@ -73,7 +72,9 @@ class TooFewTrials(Exception):
     """Nothing can be told; the message says why."""
 
 
-def importances(search: SearchConfig, trials: Sequence[TrialRecord]) -> Importances:
+def importances(
+    search: SearchConfig, trials: Sequence[TrialRecord], *, draws: int = 50
+) -> Importances:
     """Return how much each parameter matters.
 
     Trials without an outcome do not count; a failed one counts with its worst score. A
@@ -83,6 +84,7 @@ def importances(search: SearchConfig, trials: Sequence[TrialRecord]) -> Importan
     Args:
         search: With the space.
         trials: Of that search.
+        draws: How often trials are drawn anew, each for a 40th of a second or more.
 
     Raises:
         TooFewTrials: If there are too few, or nothing differs between them.
@@ -102,7 +104,7 @@ def importances(search: SearchConfig, trials: Sequence[TrialRecord]) -> Importan
     ranks = _ranks([t.outcome.score for t in ended if t.outcome])
     if ranks.min() == ranks.max():
         raise TooFewTrials("all trials have the same score")
-    rises, explained = _draw_all(columns, ranks)
+    rises, explained = _draw_all(columns, ranks, draws)
     found = [
         Importance(key, float(column.mean()), *map(float, np.percentile(column, _OUTER)))
         for key, column in zip(columns, rises.T, strict=True)
@@ -138,7 +140,9 @@ def _ranks(scores: Sequence[float]) -> np.ndarray:
     return middle[inverse] / max(len(scores) - 1, 1) if len(values) > 1 else np.zeros(len(scores))
 
 
-def _draw_all(columns: Mapping[str, np.ndarray], ranks: np.ndarray) -> tuple[np.ndarray, float]:
+def _draw_all(
+    columns: Mapping[str, np.ndarray], ranks: np.ndarray, draws: int
+) -> tuple[np.ndarray, float]:
     """Return half the relative rise of the error, (draws, columns), and the share explained."""
     try:
         from sklearn.ensemble import RandomForestRegressor
@@ -150,7 +154,7 @@ def _draw_all(columns: Mapping[str, np.ndarray], ranks: np.ndarray) -> tuple[np.
     rng = np.random.default_rng(0)
     count = len(ranks)
     rises, errors = [], []
-    for draw in range(_DRAWS):
+    for draw in range(draws):
         values = np.stack([_filled(column, rng) for column in columns.values()], axis=1)
         seen = rng.integers(count, size=count)
         unseen = np.setdiff1d(np.arange(count), seen)

@@ -129,7 +129,9 @@ def _summary(results: Results) -> Html:
         {
             f"best {search.objective}": score,
             "trials ended": f"{len(ended)} of {len(results.trials)}",
-            "epochs trained": sum(len(t.history) for t in results.trials),
+            "epochs trained": sum(
+                max(0, len(t.history) - t.point.parent_epochs) for t in results.trials
+            ),
             "time in trials": _duration(sum(each.seconds for each in ended)),
             "algorithm": search.algorithm,
         }
@@ -202,7 +204,7 @@ def _importance_section(results: Results, is_over: bool) -> list[str | Html | Fi
                 "A random forest learns the rank of the score from the values. A dot says in how "
                 "much of the differences between trials a parameter has a part, alone or with "
                 "others: by how much worse the forest predicts trials that it has not seen once "
-                "that parameter's values are shuffled. A line holds 95% of the answers when the "
+                "that parameter's values are shuffled. A line holds 90% of the answers when the "
                 "trials are drawn anew; a hollow dot is not told from chance. "
                 f"The forest predicts {explained:.0%} of the differences.{doubt}",
                 class_="soft",

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
+import math
 import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config import Config, dump_config
 from trainer.config.search_space import at_point
-from trainer.errors import MissingDependencyError
+from trainer.errors import TrainerError
 from trainer.run_dir import write_atomically, write_text
 from trainer.search.directory import SearchDir
 from trainer.search.page import search_page
@@ -100,15 +100,12 @@ def write_results(directory: SearchDir, config: Config) -> Results:
     best_yaml = _best_yaml(directory, results)
     if best_yaml is not None:
         write_text(directory.best, best_yaml)
-    try:
-        write_page(directory, results, is_over=True)
-    except MissingDependencyError as error:
-        say(f"warning: {directory.page} was left out: {error}")
+    _try_page(directory, results, is_over=True)
     return results
 
 
 def write_page(directory: SearchDir, results: Results, *, is_over: bool) -> None:
-    """Write `search.html`.
+    """Write `search.html`: of a finished search, a killed one, or one that another process runs.
 
     Args:
         directory: Of the search.
@@ -117,25 +114,39 @@ def write_page(directory: SearchDir, results: Results, *, is_over: bool) -> None
 
     Raises:
         MissingDependencyError: If plotly is not there.
+        RunDirectoryError: If it cannot be written.
     """
     page = search_page(results, _best_yaml(directory, results), is_over=is_over)
     write_text(directory.page, page)
 
 
 def keep_page(directory: SearchDir, config: Config) -> Callable[[Point, Outcome], None]:
-    """Return what `work` calls after each trial: it writes the page, now and then."""
-    written = time.monotonic()
+    """Return what `work` calls after each trial: it writes the page once a minute."""
+    due = time.monotonic() + _PAGE_SECONDS
 
     def after_trial(point: Point, outcome: Outcome) -> None:
-        nonlocal written
-        if time.monotonic() - written < _PAGE_SECONDS:
+        nonlocal due
+        if time.monotonic() < due:
             return
-        # At the end it is said that plotly is missing, once.
-        with suppress(MissingDependencyError):
-            write_page(directory, Results.of(directory.path, config), is_over=False)
-        written = time.monotonic()
+        is_written = _try_page(directory, Results.of(directory.path, config), is_over=False)
+        # What is wrong is said once, and at the end.
+        due = time.monotonic() + _PAGE_SECONDS if is_written else math.inf
 
     return after_trial
+
+
+def _try_page(directory: SearchDir, results: Results, *, is_over: bool) -> bool:
+    """Write the page, or say why it is not there: no search ends because of it."""
+    try:
+        write_page(directory, results, is_over=is_over)
+    except TrainerError as error:
+        say(f"warning: {directory.page} was left out: {error}")
+        return False
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}; this is a bug"
+        say(f"warning: {directory.page} was left out: {text}")
+        return False
+    return True
 
 
 def _best_yaml(directory: SearchDir, results: Results) -> str | None:
