@@ -41,11 +41,12 @@ if TYPE_CHECKING:
     from trainer.search.results import Results
 
 _STATES = {
-    "done": "trained to their end",
-    "pruned": "stopped early",
-    "failed": "failed",
-    "unfinished": "have not ended",
+    "done": ("trained to its end", "trained to their end"),
+    "pruned": ("stopped early", "stopped early"),
+    "failed": ("failed", "failed"),
+    "unfinished": ("has not ended", "have not ended"),
 }
+"""What became of one trial, and of several."""
 
 
 def search_page(results: Results, best_yaml: str | None, *, is_over: bool) -> str:
@@ -107,17 +108,15 @@ def _counted(results: Results) -> str:
     for state, causes in by_state.items():
         if not causes:
             continue
-        text = f"{causes.total()} {_STATES[state]}"
+        text = f"{causes.total()} {_STATES[state][causes.total() > 1]}"
         if state in ("pruned", "failed"):
             told = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
             text += f" ({told})"
-        elif state == "unfinished" and causes.total() == 1:
-            text = "1 has not ended"
         parts.append(text)
     *first, last = parts
     listed = f"{', '.join(first)} and {last}" if first else last
     count = len(results.trials)
-    return f"of {count} trial{'s' if count != 1 else ''} {listed}"
+    return f"of {count} trial{'s' if count != 1 else ''}, {listed}"
 
 
 def _summary(results: Results) -> Html:
@@ -218,14 +217,8 @@ def _curves_section(results: Results) -> list[str | Html | Figure]:
     begun = [t for t in results.trials if t.history]
     if not begun:
         return ["No epoch has ended yet."]
-    meanings = {
-        "done": "trained to its end",
-        "pruned": "stopped early",
-        "failed": "failed",
-        "unfinished": "has not ended",
-    }
     entries = [("thick", "var(--ink)", "the best")] if results.best else []
-    for state, meaning in meanings.items():
+    for state, (meaning, _) in _STATES.items():
         of_state = [trial for trial in begun if _state(trial) == state]
         if of_state:
             colour, dash = curve_style(of_state[0])
