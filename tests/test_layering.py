@@ -15,7 +15,16 @@ FLOORS = (
     {"errors"},
     {"config", "run_dir", "recorded_steps"},
     {"log_frames"},
-    {"gradient_log", "named_arrays", "machine", "runtime_choices", "pixels", "views", "terminal"},
+    {
+        "gradient_log",
+        "named_arrays",
+        "machine",
+        "runtime_choices",
+        "pixels",
+        "views",
+        "terminal",
+        "pages",
+    },
     {"diagnosis", "runs"},
     {"live"},
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -123,7 +124,9 @@ def short_values(trial: TrialRecord, config: Config) -> dict[str, str]:
 
 
 def in_words(value: Any) -> str:
-    """Return a value as people read it."""
+    """Return a value as people read it; what YAML has a word for, as YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import csv
+import math
 import shlex
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config import Config, dump_config
 from trainer.config.search_space import at_point
+from trainer.errors import TrainerError
 from trainer.run_dir import write_atomically, write_text
 from trainer.search.directory import SearchDir
-from trainer.search.trials import TrialRecord, read_trials
+from trainer.search.page import search_page
+from trainer.search.trials import Outcome, Point, TrialRecord, read_trials
+from trainer.terminal import say
+
+_PAGE_SECONDS = 60.0
+"""Between two pages of a search that runs, at least."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +94,75 @@ def best_config(results: Results) -> Config | None:
 
 
 def write_results(directory: SearchDir, config: Config) -> Results:
-    """Write `trials.csv` and `best.yaml` from the folders of the trials."""
+    """Write `trials.csv`, `best.yaml` and `search.html` from the folders of the trials."""
     results = Results.of(directory.path, config)
     _write_csv(directory.results, results)
-    best, found = results.best, best_config(results)
-    if best is not None and found is not None and best.outcome is not None:
-        assert config.search is not None
-        text = (
-            f"# The best of {len(results.trials)} trials of {shlex.quote(str(directory.path))}: "
-            f"trial {best.number},\n"
-            f"# {config.search.objective} {best.outcome.score:.6g} after epoch "
-            f"{best.outcome.epochs} of {found.fit.epochs} (seed {found.seed}).\n"
-            f"# trainer train {shlex.quote(str(directory.best))}\n"
-        )
-        write_text(directory.best, text + dump_config(found))
+    best_yaml = _best_yaml(directory, results)
+    if best_yaml is not None:
+        write_text(directory.best, best_yaml)
+    _try_page(directory, results, is_over=True)
     return results
+
+
+def write_page(directory: SearchDir, results: Results, *, is_over: bool) -> None:
+    """Write `search.html`: of a finished search, a killed one, or one that another process runs.
+
+    Args:
+        directory: Of the search.
+        results: Of it.
+        is_over: See `search_page`.
+
+    Raises:
+        MissingDependencyError: If plotly is not there.
+        RunDirectoryError: If it cannot be written.
+    """
+    page = search_page(results, _best_yaml(directory, results), is_over=is_over)
+    write_text(directory.page, page)
+
+
+def keep_page(directory: SearchDir, config: Config) -> Callable[[Point, Outcome], None]:
+    """Return what `work` calls after each trial: it writes the page once a minute."""
+    due = time.monotonic() + _PAGE_SECONDS
+
+    def after_trial(point: Point, outcome: Outcome) -> None:
+        nonlocal due
+        if time.monotonic() < due:
+            return
+        is_written = _try_page(directory, Results.of(directory.path, config), is_over=False)
+        # What is wrong is said once, and at the end.
+        due = time.monotonic() + _PAGE_SECONDS if is_written else math.inf
+
+    return after_trial
+
+
+def _try_page(directory: SearchDir, results: Results, *, is_over: bool) -> bool:
+    """Write the page, or say why it is not there: no search ends because of it."""
+    try:
+        write_page(directory, results, is_over=is_over)
+    except TrainerError as error:
+        say(f"warning: {directory.page} was left out: {error}")
+        return False
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}; this is a bug"
+        say(f"warning: {directory.page} was left out: {text}")
+        return False
+    return True
+
+
+def _best_yaml(directory: SearchDir, results: Results) -> str | None:
+    """Return the text of `best.yaml`, None if no trial has a score of its own."""
+    best, found = results.best, best_config(results)
+    if best is None or found is None or best.outcome is None:
+        return None
+    assert results.config.search is not None
+    return (
+        f"# The best of {len(results.trials)} trials of {shlex.quote(str(directory.path))}: "
+        f"trial {best.number},\n"
+        f"# {results.config.search.objective} {best.outcome.score:.6g} after epoch "
+        f"{best.outcome.epochs} of {found.fit.epochs} (seed {found.seed}).\n"
+        f"# trainer train {shlex.quote(str(directory.best))}\n"
+        f"{dump_config(found)}"
+    )
 
 
 def _write_csv(path: Path, results: Results) -> None:

@@ -13,7 +13,7 @@ from trainer.errors import FruitlessSearchError, InterruptedRun, SearchError
 from trainer.search.directory import SearchDir, begin, locked
 from trainer.search.display import say_causes, shown
 from trainer.search.oracles import DamagedState, LastingOracle, make_oracle
-from trainer.search.results import Results, write_results
+from trainer.search.results import Results, keep_page, write_results
 from trainer.search.trial import OutOfTime, run_trial
 from trainer.search.trials import TrialRecord, read_trials
 from trainer.search.worker import work
@@ -57,7 +57,8 @@ def search(
         run = partial(run_trial, command=command)
         try:
             with shown(path, config):
-                work(oracle, config, path, "0", run, deadline=deadline)
+                page = keep_page(directory, config)
+                work(oracle, config, path, "0", run, deadline=deadline, after_trial=page)
         except OutOfTime as stop:
             say(f"{stop}; go on with --resume")
         except InterruptedRun as error:
