@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from trainer.run_dir import write_text
 
 # How far a search goes may change while it goes on; what it looks for may not.
 _LIMITS = ("max_trials", "max_epochs", "max_hours")
+_TRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,41 @@ class SearchDir:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a search for this process alone.
+def locked(path: Path, what: str = "search", patience: float = 0.0) -> Iterator[None]:
+    """Hold a search, or a trial of it, for this process alone.
+
+    Args:
+        path: Its folder.
+        what: It is, for people.
+        patience: Seconds to wait for another process to let go of it.
 
     Raises:
         SearchError: If another process has it; names that one.
     """
     path.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience
     # The kernel lets go of it whatever ends the process.
     with open(path / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise SearchError(
-                f"{path}: this search is being run by another process (pid {holder}). "
-                "Wait for it, or stop it"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    raise SearchError(
+                        f"{path}: this {what} is being run by another process (pid {holder}). "
+                        "Wait for it, or stop it"
+                    ) from None
+            except OSError as error:
+                raise SearchError(
+                    f"{path}: this file system has no locks ({error.strerror}), and without "
+                    "them two processes could write the same files. Choose another folder"
+                ) from None
+            time.sleep(_TRY_SECONDS)
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
 
@@ -120,12 +137,7 @@ def begin(path: Path, config: Config, *, resume: bool, restart: bool) -> SearchD
     if restart and search.config.exists():
         _put_aside(path)
     if search.config.exists():
-        known = load_config(search.config)
-        changed = [
-            text
-            for key, text in _differences(_values(known), _values(config))
-            if key not in {f"search.{limit}" for limit in _LIMITS}
-        ]
+        changed = changes(path, config)
         if changed:
             raise SearchError(
                 f"{path}: this search is another one: {'; '.join(changed)}. Undo the change, "
@@ -133,6 +145,14 @@ def begin(path: Path, config: Config, *, resume: bool, restart: bool) -> SearchD
             )
     write_text(search.config, dump_config(config))
     return search
+
+
+def changes(path: Path, config: Config) -> list[str]:
+    """Return what a config says otherwise than that of a search; its limits may."""
+    known = load_config(SearchDir(path).config)
+    limits = {f"search.{limit}" for limit in _LIMITS}
+    differences = _differences(_values(known), _values(config))
+    return [text for key, text in differences if key not in limits]
 
 
 def _put_aside(path: Path) -> None:
