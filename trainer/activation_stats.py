@@ -144,7 +144,9 @@ def _values(calls: Sequence[tf.Tensor], num_images: int | None) -> tf.Tensor:
     """What one layer returned, as one float32 tensor."""
     parts = [
         tf.cast(
-            call if num_images is None or not call.shape.rank else call[: _enough(call, num_images)],
+            call
+            if num_images is None or not call.shape.rank
+            else call[: _enough(call, num_images)],
             "float32",
         )
         for call in calls

@@ -8,13 +8,13 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainer.config import Config, dump_config, load_config
-from trainer.errors import SearchError
+from trainer.errors import RunDirectoryError, SearchError
 from trainer.run_dir import write_text
 
 # How far a search goes may change while it goes on; what it looks for may not.
@@ -88,32 +88,43 @@ def locked(path: Path, what: str = "search", patience: float = 0.0) -> Iterator[
     Raises:
         SearchError: If another process has it; names that one.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + patience
-    # The kernel lets go of it whatever ends the process.
-    with open(path / ".lock", "a+", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    file.seek(0)
-                    holder = file.read().strip() or "unknown"
-                    raise SearchError(
-                        f"{path}: this {what} is being run by another process (pid {holder}). "
-                        "Wait for it, or stop it"
-                    ) from None
-            except OSError as error:
-                raise SearchError(
-                    f"{path}: this file system has no locks ({error.strerror}), and without "
-                    "them two processes could write the same files. Choose another folder"
-                ) from None
-            time.sleep(_TRY_SECONDS)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    with _opened(path / ".lock") as file:
+        _wait_for(file, path, what, time.monotonic() + patience)
+        with suppress(OSError):  # On a full disk it holds, though nobody can read whose it is.
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _wait_for(file: TextIO, path: Path, what: str, end: float) -> None:
+    while True:
+        try:
+            # The kernel lets go of it whatever ends the process.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise SearchError(
+                    f"{path}: this {what} is being run by another process (pid {holder}). "
+                    "Wait for it, or stop it"
+                ) from None
+        except OSError as error:
+            raise SearchError(
+                f"{path}: this file system has no locks ({error.strerror}), and without them "
+                "two processes could write the same files. Choose another folder"
+            ) from None
+        time.sleep(_TRY_SECONDS)
 
 
 def begin(path: Path, config: Config, *, resume: bool, restart: bool) -> SearchDir:
