@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from keras_tuner.engine.trial import Trial
 from keras_tuner.src.distribute.oracle_client import OracleClient
 from keras_tuner.src.protos import get_service_grpc
 
-from trainer.errors import InterruptedRun, TrainerError
+from trainer.errors import InterruptedRun
 from trainer.search.interruption import has_lost, interrupt_main
 from trainer.search.trial import OutOfTime
 from trainer.search.wire import (
@@ -110,10 +111,11 @@ class Membership:
         self._thread.join()
         is_out_of_time = isinstance(error, OutOfTime)
         farewell: dict[str, Any] = {"is_out_of_time": is_out_of_time, "reason": "", "exit_code": 0}
-        if error is not None and not is_out_of_time:
+        if isinstance(error, InterruptedRun):
+            farewell["reason"] = f"interrupted by {signal.Signals(error.signal_number).name}"
+        elif error is not None and not is_out_of_time:
             farewell["reason"] = str(error) or type(error).__name__
-            if isinstance(error, TrainerError) and not isinstance(error, InterruptedRun):
-                farewell["exit_code"] = error.exit_code
+            farewell["exit_code"] = getattr(error, "exit_code", 0)
         with suppress(grpc.RpcError):
             self._ask["Leave"](farewell, timeout=_CALL_SECONDS)
         self._channel.close()

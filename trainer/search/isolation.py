@@ -29,6 +29,8 @@ from trainer.search.trial import (
 )
 from trainer.search.trials import Outcome, Point, read_trial
 
+# A crash in native code leaves its trace in the trial's log.
+_COMMAND = (sys.executable, "-X", "faulthandler", "-m", "trainer", "tune-trial")
 # A step, or the validation at the end of an epoch, is waited for.
 _STOP_SECONDS = 120.0
 
@@ -99,7 +101,7 @@ def _run(request: TrialRequest, command: Sequence[str]) -> tuple[int, dict[str, 
     request.path.mkdir(parents=True, exist_ok=True)
     with open(_log(request), "ab") as stderr:
         child = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", "trainer", "tune-trial"],
+            _COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -107,11 +109,12 @@ def _run(request: TrialRequest, command: Sequence[str]) -> tuple[int, dict[str, 
             # A Ctrl-C is for us, and we pass it on, once.
             start_new_session=True,
         )
-    try:
-        out, _ = child.communicate(json.dumps(asked))
-    except BaseException:
-        _stop(child)
-        raise
+    with child:
+        try:
+            out, _ = child.communicate(json.dumps(asked))
+        except BaseException:
+            _stop(child)
+            raise
     last = (out.strip().splitlines() or [""])[-1]
     return child.returncode, json.loads(last) if last.startswith('{"error"') else {}
 

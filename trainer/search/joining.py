@@ -93,14 +93,16 @@ def join(
                 return count
         except OutOfTime:
             return count
-        except InterruptedRun:
+        except InterruptedRun as error:
             if membership is None or membership.stopped is None:
-                raise
+                text = f"interrupted; what it trained goes to another worker of {path}"
+                raise InterruptedRun(error.signal_number, text) from None
             if membership.stopped in ("told", "orphan"):
+                say("the chief has ended the search; the trial that ran here is saved")
                 return count
         except ChiefLost:
             pass
-        say(f"the chief on {address} is away; waiting for it")
+        say(f"the chief on {address} is away, or has given this worker up; coming back to it")
 
 
 def _come(
