@@ -86,14 +86,20 @@ def lead(
             f"chief on {chief.post.address}; another worker that sees {directory.path} can join: "
             f"trainer tune CONFIG --chief {chief.post.address}"
         )
-        with _crew(chief, directory, config, staff) as crew:
+        with _crew(chief, directory, config, staff, tell) as crew:
             _Lead(chief, crew, staff, deadline, tell).see_to_the_end()
     if chief.is_closed:
         raise OutOfTime("the search has reached search.max_hours")
 
 
 @contextmanager
-def _crew(chief: Chief, directory: SearchDir, config: Config, staff: Staff) -> Iterator[list[Hand]]:
+def _crew(
+    chief: Chief,
+    directory: SearchDir,
+    config: Config,
+    staff: Staff,
+    tell: Callable[[str], None],
+) -> Iterator[list[Hand]]:
     """Start the workers of this machine, and leave none behind."""
     crew = [
         Hand(number, staff.workers, chief.near_address, directory, config, staff.isolate)
@@ -106,6 +112,7 @@ def _crew(chief: Chief, directory: SearchDir, config: Config, staff: Staff) -> I
     except BaseException:
         # A second signal ends the wait.
         with interruptible():
+            tell("the workers save their trials and stop (Ctrl-C to stop them at once)")
             _stop(chief, crew)
         raise
     finally:
