@@ -16,7 +16,7 @@ FLOORS = (
     {"config", "run_dir", "recorded_steps"},
     {"log_frames"},
     {"gradient_log", "named_arrays", "machine", "runtime_choices", "pixels", "views", "terminal"},
-    {"diagnosis"},
+    {"diagnosis", "runs"},
     {"live"},
     {
         "runtime",

@@ -224,7 +224,7 @@ class _Trial:
             raise OutOfTime("the search has reached search.max_hours")
         if "median" in search.prune and search.algorithm != "hyperband":
             others = [each for each in read_trials(request.search) if each.path != self._run.path]
-            trailing = trails_the_median(search, history, others)
+            trailing = trails_the_median(search, history, others, request.point.epochs)
             if trailing is not None:
                 raise _Pruned("median", trailing)
 
