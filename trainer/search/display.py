@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,12 @@ _SECONDS = 1.0
 
 
 @contextmanager
-def shown(path: Path, config: Config) -> Iterator[None]:
-    """Show the trials of a search as long as the block runs."""
+def shown(path: Path, config: Config) -> Iterator[Callable[[str], None]]:
+    """Show the trials of a search as long as the block runs.
+
+    Yields:
+        A function that prints a line, above the table where there is one.
+    """
     # Its stream is taken now: a trial's own lines go elsewhere.
     console = Console(stderr=True)
     console = Console(file=console.file, force_terminal=console.is_terminal)
@@ -52,10 +56,13 @@ def shown(path: Path, config: Config) -> Iterator[None]:
                 if is_over:
                     return
 
+    def tell(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield tell
     finally:
         stop.set()
         thread.join()
