@@ -60,7 +60,7 @@ def join(
     worker = worker or f"{socket.gethostname()}-{secrets.token_hex(2)}"
     count, patience = 0, _FIRST_SECONDS
 
-    def ended() -> None:
+    def ended(point: Point, outcome: Outcome) -> None:
         nonlocal count
         count += 1
         say(f"{outcome.state}, {outcome.score:.4f}: {dict(point.values)} ({outcome.reason})")

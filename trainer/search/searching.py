@@ -64,7 +64,15 @@ def search(
                 page = keep_page(directory, config)
                 if staff.is_alone:
                     run = partial(run_isolated if staff.isolate else run_trial, command=command)
-                    work(oracle, config, path, "0", run, deadline=deadline, after_trial=page)
+                    work(
+                        oracle,
+                        config,
+                        path,
+                        "0",
+                        run,
+                        deadline=deadline,
+                        after_trial=lambda point, outcome: page(),
+                    )
                 else:
                     lead(
                         oracle,
