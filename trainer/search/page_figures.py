@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config.search_schema import SearchConfig
@@ -78,23 +78,23 @@ def parallel_coordinates(
                 for i in order
             ],
             layout=_parallel_layout(axes, is_wide),
-            height=480 if is_wide else 60 + 104 * len(axes),
+            height=480 if is_wide else 50 + 88 * len(axes),
             is_brushed=True,
         )
         for is_wide in (True, False)
     )
-    return Figure(wide.label, wide.data, wide.layout, wide.height, narrow=narrow, is_brushed=True)
+    # Beside each other, axes need room for their labels.
+    return replace(wide, narrow=narrow, narrow_below=max(600, 80 * len(axes)))
 
 
 def _goodness(search: SearchConfig, trials: Sequence[TrialRecord]) -> list[float]:
     """Return a place on the colour scale for each trial: by rank, failed ones below all."""
     sign = 1 if search.is_maximized else -1
     scores = sorted({sign * t.outcome.score for t in trials if t.outcome and _is_scored(t)})
-    last = max(len(scores) - 1, 1)
-    return [
-        scores.index(sign * t.outcome.score) / last if t.outcome and _is_scored(t) else -1.0
-        for t in trials
-    ]
+    last = len(scores) - 1
+    # A single one is the best.
+    places = {score: rank / last if last else 1.0 for rank, score in enumerate(scores)}
+    return [places[sign * t.outcome.score] if t.outcome and _is_scored(t) else -1.0 for t in trials]
 
 
 def _is_scored(trial: TrialRecord) -> bool:
@@ -200,29 +200,50 @@ def _parallel_layout(axes: Sequence[_Axis], is_wide: bool) -> dict[str, Any]:
                 **dict(spots),
             }
         )
-        name = plot_text(axis.name)
-        annotations.append(_name(f"<b>{name}</b>" if is_score else name, at, is_wide))
+        annotations.append(_name(axis, at, is_wide, is_score, len(axes) > 6))
         for place, text in [*axis.ticks, (_LANE, axis.lane)]:
             if text:
                 annotations.append(_tick(plot_text(text), at, place, is_wide, is_score))
     hidden = {"visible": False, "fixedrange": True}
     last = len(axes) - 1
-    along = {**hidden, "range": [-0.62, last + 0.62] if is_wide else [-last - 0.35, 0.45]}
-    across = {**hidden, "range": [_LANE - 0.06, 1.1] if is_wide else [_LANE - 0.08, 1.08]}
-    x, y = (along, across) if is_wide else (across, along)
-    return {"xaxis": x, "yaxis": y, "shapes": shapes, "annotations": annotations}
+    has_lane = any(axis.lane for axis in axes)
+    across = {**hidden, "range": [_LANE - 0.07 if has_lane else -0.07, 1.09]}
+    if is_wide:
+        margin = {"l": _room(axes[0]), "r": _room(axes[-1]), "t": 8, "b": 8}
+        x, y = {**hidden, "range": [-0.05, last + 0.05]}, across
+    else:
+        margin = {"l": 4, "r": 4, "t": 8, "b": 8}
+        x, y = across, {**hidden, "range": [-last - 0.35, 0.45]}
+    drawn = {"shapes": shapes, "annotations": annotations}
+    return {"xaxis": x, "yaxis": y, "margin": margin, **drawn}
 
 
-def _name(text: str, at: float, is_wide: bool) -> dict[str, Any]:
+def _room(axis: _Axis) -> int:
+    """Return the pixels that the labels of an outer axis need."""
+    letters = max(len(text) for text in (*(text for _, text in axis.ticks), axis.lane))
+    return max(60, 18 + 7 * letters)
+
+
+def _name(
+    axis: _Axis, at: float, is_wide: bool, is_score: bool, is_crowded: bool
+) -> dict[str, Any]:
     spot: dict[str, Any] = {"x": at, "y": 1.03, "xanchor": "center", "yanchor": "bottom"}
     if not is_wide:
-        spot = {"x": _LANE - 0.06, "y": at, "xanchor": "left", "yanchor": "bottom", "yshift": 12}
-    text = _wrapped(text) if is_wide else text
+        spot = {"x": 0, "xref": "paper", "y": at, "xanchor": "left", "yanchor": "bottom"}
+        spot["yshift"] = 10
+    lines = _wrapped(axis.name) if is_wide and is_crowded else [axis.name]
+    text = "<br>".join(map(plot_text, lines))
+    text = f"<b>{text}</b>" if is_score else text
     return {"text": text, "showarrow": False, "bgcolor": "var(--veil)", **spot}
 
 
-def _wrapped(name: str) -> str:
-    return name.replace(".", ".<br>").replace("_", "_<br>", 1) if len(name) > 13 else name
+def _wrapped(name: str) -> list[str]:
+    """Break a long name after the dot or the line that is next to its middle."""
+    breaks = [i + 1 for i, letter in enumerate(name[:-1]) if letter in "._"]
+    if len(name) < 11 or not breaks:
+        return [name]
+    middle = min(breaks, key=lambda i: abs(i - len(name) / 2))
+    return [name[:middle], name[middle:]]
 
 
 def _tick(text: str, at: float, place: float, is_wide: bool, is_score: bool) -> dict[str, Any]:
@@ -233,6 +254,9 @@ def _tick(text: str, at: float, place: float, is_wide: bool, is_score: bool) -> 
         spot = {"x": at, "y": place, "xanchor": "right", "xshift": -9}
     else:
         spot = {"x": place, "y": at, "yanchor": "top", "yshift": -7}
+        if len(text) > 8 and not 0.1 < place < 0.9:
+            # Centred, it would leave the screen.
+            spot["xanchor"] = "left" if place < 0.5 else "right"
     return {
         "text": text,
         "showarrow": False,
@@ -352,7 +376,7 @@ def _intervals(
             "color": f"var(--{colour})",
             "size": 11,
             "symbol": "circle" if colour == "accent" else "circle-open",
-            "line": {"width": 2},
+            "line": {"width": 2, "color": f"var(--{colour})"},
         },
         "error_x": {
             "type": "data",
