@@ -389,3 +389,16 @@ def test_a_backward_pass_that_is_not_finite_leaves_the_outputs_finite(tmp_path: 
     fit(model, recorder)
     assert messages[0].startswith("warning: step 0: the gradient of hidden/kernel and 1 more is ")
     assert "; the recorded layers' outputs are all finite (learning rate" in messages[0]
+
+
+def test_of_a_large_map_only_the_first_images_are_looked_at() -> None:
+    values = np.random.default_rng(0).normal(size=(16, 32, 32, 16)).astype(np.float32)
+    changed = values.copy()
+    changed[4:] = 100  # four images hold 65,536 values
+
+    parts, same = (
+        activation_parts([[tf.constant(each)]], [None], 16).numpy() for each in (values, changed)
+    )
+
+    np.testing.assert_array_equal(parts, same)
+    np.testing.assert_allclose(parts[0, :2], [4 * 32 * 32 * 16, values[:4].mean()], rtol=1e-4)

@@ -25,7 +25,7 @@ FLOORS = (
         "terminal",
         "pages",
     },
-    {"diagnosis"},
+    {"diagnosis", "runs"},
     {"live"},
     {
         "runtime",

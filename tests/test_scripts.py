@@ -159,7 +159,7 @@ def test_testing_after_training_adds_only_the_sets_that_tests_need(repository: R
     repository.new_calls()
     repository.run("scripts/test.sh")
     assert installed_sets(repository) == [
-        f"requirements-{extra}.lock" for extra in ("dev", "litert", "onnx")
+        f"requirements-{extra}.lock" for extra in ("dev", "litert", "onnx", "search")
     ]
 
 

@@ -17,7 +17,6 @@ from trainer.pages.figures import compressed_plotly
 from trainer.search import results as results_module
 from trainer.search.page import verdict
 from trainer.search.results import Results, keep_page, write_page, write_results
-from trainer.search.trials import Outcome, Point
 
 ADAM = {"optimizer.learning_rate": 1e-2, "optimizer.kind": "adam"}
 SGD = {"optimizer.learning_rate": 1.0, "optimizer.kind": "sgd", "optimizer.momentum": 0.9}
@@ -254,11 +253,10 @@ def test_while_a_search_runs_the_page_is_written_once_a_minute(
     now = [100.0]
     monkeypatch.setattr(results_module.time, "monotonic", lambda: now[0])
     after_trial = keep_page(made.directory, made.config)
-    outcome = Outcome("done", 0.5, "", "done", 1, "healthy", 1.0)
     written = []
     for now[0] in (130.0, 161.0, 190.0, 222.0):
         made.directory.page.unlink(missing_ok=True)
-        after_trial(Point(ADAM, 3), outcome)
+        after_trial()
         written.append(made.directory.page.exists())
 
     assert written == [False, True, False, True]
@@ -272,7 +270,7 @@ def test_a_page_that_cannot_be_written_is_mentioned_once_and_ends_no_search(
     monkeypatch.setattr(results_module, "search_page", lambda *args, **more: 1 / 0)
     after_trial = keep_page(made.directory, made.config)
     for now[0] in (200.0, 300.0):
-        after_trial(Point(ADAM, 3), Outcome("done", 0.5, "", "done", 1, "healthy", 1.0))
+        after_trial()
 
     assert capsys.readouterr().err.count("was left out: ZeroDivisionError") == 1
 

@@ -21,6 +21,10 @@ from trainer.recorded_steps import ACTIVATIONS
 PARTS = ("count", *ACTIVATIONS)
 """What each replica computes: the number of values looked at, and their statistics."""
 
+# Passing over sixteen images of a 32x32 map every step is most of what the statistics cost.
+_ENOUGH_VALUES = 2**16
+_FEWEST_IMAGES = 4
+
 
 def saturation_of(layer: keras.layers.Layer) -> Saturation | None:
     """Return where a layer's output is saturated, or None if that has no bounds.
@@ -46,7 +50,8 @@ def activation_parts(
         outputs: Per layer what it returned in this step, once for each call, any floating
             dtype, images along the first axis. A layer's calls count as one set of values.
         saturations: Per layer.
-        num_images: Only the first so many images are looked at; None is all.
+        num_images: Only the first so many images are looked at, fewer where an image has so
+            many values that a few of them tell as much; None is all.
         is_bad: Whether the step is not finite, a boolean scalar: non-finite values are
             then counted over all images, whatever `num_images` says, and are zero in
             other steps. None counts them always, without a branch.
@@ -139,11 +144,22 @@ def _values(calls: Sequence[tf.Tensor], num_images: int | None) -> tf.Tensor:
     """What one layer returned, as one float32 tensor."""
     parts = [
         tf.cast(
-            call if num_images is None or call.shape.rank == 0 else call[:num_images], "float32"
+            call
+            if num_images is None or not call.shape.rank
+            else call[: _enough(call, num_images)],
+            "float32",
         )
         for call in calls
     ]
     return parts[0] if len(parts) == 1 else tf.concat([tf.reshape(p, [-1]) for p in parts], 0)
+
+
+def _enough(call: tf.Tensor, num_images: int) -> int:
+    """Of the images of a large map, as many as hold `_ENOUGH_VALUES`, but a few at least."""
+    size = call.shape[1:].num_elements()
+    if not size:
+        return num_images
+    return min(num_images, max(_FEWEST_IMAGES, _ENOUGH_VALUES // size))
 
 
 def _saturated_fraction(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from trainer.progress import EpochLines
 from trainer.recovery import Recovery
 from trainer.run_dir import RunDir, read_history, write_history
 from trainer.terminal import say
+
+# Two signals within so short a time are one request.
+_SAME_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,13 @@ class Fitting:
                 watch = Watch([], live, recovery, interruption)
                 try:
                     self._fit_from(first_step, watch)
-                    return
+                    break
                 except (NonFiniteError, UnhealthyError) as error:
                     first_step = recovery.go_back(error)
+        if interruption.signal is not None and self.supervision is not None:
+            # It came too late for this training, but whoever runs many shall stop.
+            number = interruption.signal
+            raise InterruptedRun(number, f"interrupted by {signal.Signals(number).name}")
 
     def _fit_from(self, first_step: int, watch: Watch) -> None:
         epoch, offset = divmod(first_step, self.epoch_steps)
@@ -273,8 +281,13 @@ class Bookkeeping(keras.callbacks.Callback):
 
 @contextmanager
 def _signals() -> Iterator[Interruption]:
-    """Note a SIGINT or SIGTERM; a second one acts as it always does."""
+    """Note a SIGINT or SIGTERM; a second one acts as it always does.
+
+    Unless it comes at once: a supervisor that ends a group of processes sends one to each,
+    and the first of them sends one to the others too.
+    """
     interruption = Interruption()
+    noted = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
@@ -282,10 +295,16 @@ def _signals() -> Iterator[Interruption]:
     previous = {number: signal.getsignal(number) for number in numbers}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, previous[each])
+        nonlocal noted
+        if interruption.signal is not None:
+            if time.monotonic() - noted > _SAME_SECONDS:
+                for each in numbers:
+                    signal.signal(each, previous[each])
+                signal.raise_signal(number)
+            return
         say(f"{signal.Signals(number).name}: saving a checkpoint (once more to stop at once)")
         interruption.signal = number
+        noted = time.monotonic()
 
     for number in numbers:
         signal.signal(number, handle)

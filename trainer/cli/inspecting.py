@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: model, doctor, config."""
+"""The verbs that look and change nothing: runs, model, doctor, config."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from typing import Annotated
 import typer
 
 from trainer.cli.app import AsJson, ConfigPath, Overrides, answer, app, config_app
+
+
+@app.command()
+def runs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of runs or of searches (default: runs, searches)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List run directories: state, epochs, accuracy, gradients."""
+    from trainer.runs import find_runs, format_runs
+
+    given = folders or [path for path in (Path("runs"), Path("searches")) if path.is_dir()]
+    found = find_runs(given)
+    answer({"runs": [run.as_json() for run in found]}, as_json, lambda: format_runs(found))
 
 
 @app.command()

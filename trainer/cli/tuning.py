@@ -33,17 +33,54 @@ def tune(
     searches_dir: Annotated[Path, typer.Option(help="Where searches are kept, by name.")] = Path(
         "searches"
     ),
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Train so many trials at once, each in a process with its share of the cores "
+            "and GPUs. 0, with --listen: leave them to workers that join.",
+        ),
+    ] = 1,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where workers can join this search; 127.0.0.1 and a free port if there are "
+            "several workers. For other machines: an address that they reach, on a network that "
+            "you trust, because nothing is encrypted.",
+        ),
+    ] = None,
+    chief: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Join the search that listens there, as one more worker. Its folder must be "
+            "visible here too, on a shared file system.",
+        ),
+    ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate", help="Run each trial in a process of its own, for flat memory."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Search for the values of a config that train best, as its `search` section says.
 
-    Exit code 0: done, 1: every trial failed, 2: it cannot begin or go on.
+    Exit code 0: done, 1: every trial failed, 2: it cannot begin or go on, 130 or 143:
+    interrupted by a signal, after the running trials were saved.
     """
     from trainer.config import load_config
     from trainer.quiet import import_tensorflow
 
     if resume + restart + retrain_best > 1:
         raise typer.BadParameter("give one of --resume, --restart and --retrain-best")
+    if chief is not None and (resume or restart or retrain_best or listen or workers != 1):
+        raise typer.BadParameter(
+            "--chief joins a search of another process, which alone can --resume, --restart or "
+            "--listen; for several workers give the command several times"
+        )
+    if workers == 0 and listen is None:
+        raise typer.BadParameter("--workers 0 needs --listen, or nobody could ever train a trial")
     loaded = load_config(config, overrides or [])
     if loaded.search is None:
         raise ConfigError(
@@ -56,10 +93,46 @@ def tune(
         return
     _require_keras_tuner()
     import_tensorflow()
+    if chief is not None:
+        from trainer.search.joining import join
+
+        count = join(chief, path, loaded, isolate=isolate)
+        answer({"search": str(path), "trials": count}, as_json, lambda: str(path))
+        return
+    from trainer.search.launcher import Staff
     from trainer.search.searching import search
 
-    results = search(loaded, path, resume=resume, restart=restart, command=sys.argv)
+    staff = Staff(workers, listen, isolate)
+    results = search(loaded, path, resume=resume, restart=restart, command=sys.argv, staff=staff)
     answer(results.as_json(), as_json, lambda: str(path))
+
+
+@app.command(name="tune-worker", hidden=True)
+def tune_worker(
+    search: Path,
+    chief: Annotated[str, typer.Option()],
+    name: Annotated[str, typer.Option()],
+    parent: Annotated[int, typer.Option()],
+    isolate: Annotated[bool, typer.Option("--isolate")] = False,
+) -> None:
+    """Train trials for the process that started this one."""
+    from trainer.quiet import import_tensorflow
+
+    import_tensorflow()
+    from trainer.search.joining import join
+
+    join(chief, search, worker=name, parent=parent, isolate=isolate)
+
+
+@app.command(name="tune-trial", hidden=True)
+def tune_trial() -> None:
+    """Train the trial that standard input describes, for the process that started this one."""
+    from trainer.quiet import import_tensorflow
+
+    import_tensorflow()
+    from trainer.search.isolation import run_child
+
+    run_child()
 
 
 def _retrain(path: Path, overrides: list[str], as_json: bool) -> None:

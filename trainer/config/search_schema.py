@@ -109,11 +109,12 @@ class SearchConfig(Section):
     epoch, and `--resume` goes on with them."""
     prune: Annotated[tuple[Literal["gradients", "median"], ...], BeforeValidator(_one_or_more)] = (
         "gradients",
-        "median",
     )
     """What stops a trial early. Gradients: the live diagnosis finds that its gradients are
-    past help. Median: after an epoch its best objective trails the median of what the others
-    had by then (Golovin et al. 2017); not under hyperband, which does its own."""
+    past help. Median: from half of its epochs on, its best objective trails the median of what
+    the others had by then (Golovin et al. 2017). Where the learning rate falls late, the best
+    point can trail until then: on a cosine the median is a gamble. Not under hyperband, which
+    does its own."""
     factor: Annotated[Int, Field(ge=2)] = 3
     """Hyperband goes on with one of so many trials, for so many times the epochs."""
     space: Annotated[dict[str, Parameter], Field(min_length=1)]

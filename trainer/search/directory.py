@@ -5,19 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainer.config import Config, dump_config, load_config
-from trainer.errors import SearchError
+from trainer.errors import RunDirectoryError, SearchError
 from trainer.run_dir import write_text
 
 # How far a search goes may change while it goes on; what it looks for may not.
 _LIMITS = ("max_trials", "max_epochs", "max_hours")
+_TRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,28 +77,54 @@ class SearchDir:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a search for this process alone.
+def locked(path: Path, what: str = "search", patience: float = 0.0) -> Iterator[None]:
+    """Hold a search, or a trial of it, for this process alone.
+
+    Args:
+        path: Its folder.
+        what: It is, for people.
+        patience: Seconds to wait for another process to let go of it.
 
     Raises:
         SearchError: If another process has it; names that one.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    # The kernel lets go of it whatever ends the process.
-    with open(path / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise SearchError(
-                f"{path}: this search is being run by another process (pid {holder}). "
-                "Wait for it, or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    with _opened(path / ".lock") as file:
+        _wait_for(file, path, what, time.monotonic() + patience)
+        with suppress(OSError):  # On a full disk it holds, though nobody can read whose it is.
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _wait_for(file: TextIO, path: Path, what: str, end: float) -> None:
+    while True:
+        try:
+            # The kernel lets go of it whatever ends the process.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise SearchError(
+                    f"{path}: this {what} is being run by another process (pid {holder}). "
+                    "Wait for it, or stop it"
+                ) from None
+        except OSError as error:
+            raise SearchError(
+                f"{path}: this file system has no locks ({error.strerror}), and without them "
+                "two processes could write the same files. Choose another folder"
+            ) from None
+        time.sleep(_TRY_SECONDS)
 
 
 def begin(path: Path, config: Config, *, resume: bool, restart: bool) -> SearchDir:
@@ -120,12 +148,7 @@ def begin(path: Path, config: Config, *, resume: bool, restart: bool) -> SearchD
     if restart and search.config.exists():
         _put_aside(path)
     if search.config.exists():
-        known = load_config(search.config)
-        changed = [
-            text
-            for key, text in _differences(_values(known), _values(config))
-            if key not in {f"search.{limit}" for limit in _LIMITS}
-        ]
+        changed = changes(path, config)
         if changed:
             raise SearchError(
                 f"{path}: this search is another one: {'; '.join(changed)}. Undo the change, "
@@ -133,6 +156,14 @@ def begin(path: Path, config: Config, *, resume: bool, restart: bool) -> SearchD
             )
     write_text(search.config, dump_config(config))
     return search
+
+
+def changes(path: Path, config: Config) -> list[str]:
+    """Return what a config says otherwise than that of a search; its limits may."""
+    known = load_config(SearchDir(path).config)
+    limits = {f"search.{limit}" for limit in _LIMITS}
+    differences = _differences(_values(known), _values(config))
+    return [text for key, text in differences if key not in limits]
 
 
 def _put_aside(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,12 @@ _SECONDS = 1.0
 
 
 @contextmanager
-def shown(path: Path, config: Config) -> Iterator[None]:
-    """Show the trials of a search as long as the block runs."""
+def shown(path: Path, config: Config) -> Iterator[Callable[[str], None]]:
+    """Show the trials of a search as long as the block runs.
+
+    Yields:
+        A function that prints a line, above the table where there is one.
+    """
     # Its stream is taken now: a trial's own lines go elsewhere.
     console = Console(stderr=True)
     console = Console(file=console.file, force_terminal=console.is_terminal)
@@ -47,15 +51,19 @@ def shown(path: Path, config: Config) -> Iterator[None]:
             while True:
                 is_over = stop.wait(_SECONDS)
                 trials = read_trials(path)
-                rows = len(trials) if is_over else max(console.height - 6, 3)
+                # Values may take two lines each.
+                rows = len(trials) if is_over else max((console.height - 2) // 2, 3)
                 live.update(table(trials[-rows:], config), refresh=True)
                 if is_over:
                     return
 
+    def tell(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield tell
     finally:
         stop.set()
         thread.join()
@@ -67,10 +75,9 @@ def one_line(trial: TrialRecord, config: Config) -> str:
     """Return an ended trial in a line."""
     outcome = trial.outcome
     assert outcome is not None
-    values = ", ".join(f"{name}={value}" for name, value in short_values(trial, config).items())
     return (
         f"trial {trial.number:>3}  {outcome.score:.4f}  {outcome.state:<6}  {outcome.health:<9}  "
-        f"{values}  ({outcome.reason})"
+        f"{_values_in_words(trial, config)}  ({outcome.reason})"
     )
 
 
@@ -79,15 +86,12 @@ def table(trials: Sequence[TrialRecord], config: Config) -> Table:
     search = config.search
     assert search is not None
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    drawn.add_column("trial", justify="right")
-    for name in short_names(list(search.space)).values():
-        drawn.add_column(name, overflow="fold")
-    for name in ("epoch", search.objective):
-        drawn.add_column(name, justify="right")
-    drawn.add_column("gradients")
-    drawn.add_column("ended", overflow="fold")
+    for name in ("trial", "epoch", search.objective):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for name in ("gradients", "ended"):
+        drawn.add_column(name, no_wrap=True)
+    drawn.add_column("values", overflow="fold")
     for trial in trials:
-        values = short_values(trial, config)
         last = trial.history[-1] if trial.history else {}
         score = last.get(search.objective, math.nan)
         health, ended = "", f"worker {trial.worker}"
@@ -95,13 +99,17 @@ def table(trials: Sequence[TrialRecord], config: Config) -> Table:
             score, health, ended = trial.outcome.score, trial.outcome.health, trial.outcome.cause
         drawn.add_row(
             str(trial.number),
-            *(str(values.get(name, "")) for name in short_names(list(search.space)).values()),
             f"{len(trial.history)}/{trial.point.epochs}",
             "" if math.isnan(score) else f"{score:.4f}",
             health,
             ended,
+            _values_in_words(trial, config),
         )
     return drawn
+
+
+def _values_in_words(trial: TrialRecord, config: Config) -> str:
+    return ", ".join(f"{name}={value}" for name, value in short_values(trial, config).items())
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

@@ -52,7 +52,11 @@ class LastingOracle(keras_tuner.Oracle):
             if is_new and self.is_over():
                 status = TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED
                 return Trial(self.get_space(), status=status)
-            return super().create_trial(tuner_id)
+            trial = super().create_trial(tuner_id)
+            if trial.status == TrialStatus.STOPPED and self.ongoing_trials:
+                # One that runs can be handed back, and then somebody must be there.
+                trial.status = TrialStatus.IDLE
+            return trial
 
     def update_trial(self, trial_id: str, metrics: dict[str, float], step: int = 0) -> Trial:
         with self.lock, _their_warnings():

@@ -18,7 +18,7 @@ from trainer.errors import TrainerError
 from trainer.run_dir import write_atomically, write_text
 from trainer.search.directory import SearchDir
 from trainer.search.page import search_page
-from trainer.search.trials import Outcome, Point, TrialRecord, read_trials
+from trainer.search.trials import TrialRecord, read_trials
 from trainer.terminal import say
 
 _PAGE_SECONDS = 60.0
@@ -120,11 +120,11 @@ def write_page(directory: SearchDir, results: Results, *, is_over: bool) -> None
     write_text(directory.page, page)
 
 
-def keep_page(directory: SearchDir, config: Config) -> Callable[[Point, Outcome], None]:
-    """Return what `work` calls after each trial: it writes the page once a minute."""
+def keep_page(directory: SearchDir, config: Config) -> Callable[[], None]:
+    """Return what is called after each trial: it writes the page once a minute."""
     due = time.monotonic() + _PAGE_SECONDS
 
-    def after_trial(point: Point, outcome: Outcome) -> None:
+    def after_trial() -> None:
         nonlocal due
         if time.monotonic() < due:
             return

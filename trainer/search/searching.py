@@ -12,6 +12,9 @@ from trainer.config import Config
 from trainer.errors import FruitlessSearchError, InterruptedRun, SearchError
 from trainer.search.directory import SearchDir, begin, locked
 from trainer.search.display import say_causes, shown
+from trainer.search.interruption import interruptible
+from trainer.search.isolation import run_isolated
+from trainer.search.launcher import ALONE, Staff, lead
 from trainer.search.oracles import DamagedState, LastingOracle, make_oracle
 from trainer.search.results import Results, keep_page, write_results
 from trainer.search.trial import OutOfTime, run_trial
@@ -27,6 +30,7 @@ def search(
     resume: bool,
     restart: bool,
     command: Sequence[str],
+    staff: Staff = ALONE,
 ) -> Results:
     """Run a search to its end, or to its limits.
 
@@ -36,6 +40,7 @@ def search(
         resume: Go on with the search that is there.
         restart: Put the search that is there aside.
         command: The command line, for the trials' `environment.json`.
+        staff: Who trains the trials.
 
     Returns:
         What all trials came to, which is in the folder as well.
@@ -54,11 +59,23 @@ def search(
         hours = config.search.max_hours
         deadline = None if hours is None else time.time() + 3600 * hours
         oracle.is_over = limit(config, path, deadline)
-        run = partial(run_trial, command=command)
         try:
-            with shown(path, config):
+            with interruptible(), shown(path, config) as tell:
                 page = keep_page(directory, config)
-                work(oracle, config, path, "0", run, deadline=deadline, after_trial=page)
+                if staff.is_alone:
+                    run = partial(run_isolated if staff.isolate else run_trial, command=command)
+                    work(oracle, config, path, "0", run, deadline=deadline, after_trial=page)
+                else:
+                    lead(
+                        oracle,
+                        directory,
+                        config,
+                        staff,
+                        command=command,
+                        deadline=deadline,
+                        tell=tell,
+                        after_trial=page,
+                    )
         except OutOfTime as stop:
             say(f"{stop}; go on with --resume")
         except InterruptedRun as error:

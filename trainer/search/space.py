@@ -95,12 +95,15 @@ def _parents_first(search: SearchConfig) -> list[str]:
 
 
 def values_of(search: SearchConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the oracle chose as values of the config, Hyperband's own left out."""
+    """Return what the oracle chose as values of the config, Hyperband's own left out.
+
+    A parameter follows those that it depends on, in whatever order they came over a wire.
+    """
     values = {}
-    for key, value in chosen.items():
-        if key.startswith(_OWN):
+    for key in _parents_first(search):
+        if key not in chosen:
             continue
-        parameter = search.space[key]
+        value, parameter = chosen[key], search.space[key]
         is_number = parameter.int or not (parameter.choice or parameter.boolean or parameter.points)
         values[key] = value if is_number else labels_of(parameter)[value]
     return values

@@ -36,6 +36,7 @@ from trainer.errors import (
 )
 from trainer.fitting import Supervision
 from trainer.run_dir import RunDir, read_history, read_json, write_json, write_text
+from trainer.search.directory import locked
 from trainer.search.pruning import PAST_HELP, is_finite, trails_the_median, worst_score
 from trainer.search.trials import (
     Outcome,
@@ -52,7 +53,9 @@ from trainer.search.trials import (
 from trainer.train import train_under
 
 # A process that dies before the next checkpoint, so often in a row, dies of the trial.
-_MOST_ATTEMPTS = 3
+MOST_ATTEMPTS = 3
+# A process that was stopped, or lost the chief of the search, ends its step and saves.
+_PATIENCE_SECONDS = 120.0
 # What every other trial would meet too: the search stops, and nothing is lost.
 _FATAL = (DataError, RuntimeSetupError, RunDirectoryError, MissingDependencyError)
 
@@ -106,32 +109,56 @@ def run_trial(request: TrialRequest, command: Sequence[str]) -> Outcome:
         InterruptedRun, OutOfTime: It has a checkpoint, and no outcome yet.
         TrainerError: What every trial would fail of: no data, a full disk.
     """
-    path = request.path
+    known = known_outcome(request)
+    if known is not None:
+        return known
+    with locked(request.path, "trial", _PATIENCE_SECONDS):
+        # Whoever had it meanwhile may have ended it.
+        return known_outcome(request) or _Trial(request).run(command)
+
+
+def known_outcome(request: TrialRequest) -> Outcome | None:
+    """Return how a trial ended, None if it has not or the file is damaged."""
     with suppress(RunDirectoryError):
-        known = read_outcome(path)
-        if known is not None:
-            return known
-    path.mkdir(parents=True, exist_ok=True)
-    config = load_config(request.search / "config.yaml")
-    trial = _Trial(request, config, path)
-    outcome = trial.run(command)
-    write_outcome(path, outcome)
-    return outcome
+        return read_outcome(request.path)
+    return None
+
+
+def give_up(request: TrialRequest, reason: str) -> Outcome:
+    """End a trial whose process dies of it, and return its outcome."""
+    with locked(request.path, "trial", _PATIENCE_SECONDS):
+        return known_outcome(request) or _Trial(request).fail("killed", reason)
 
 
 class _Trial:
-    def __init__(self, request: TrialRequest, config: Config, path: Path) -> None:
+    def __init__(self, request: TrialRequest) -> None:
+        config = load_config(request.search / "config.yaml")
         assert config.search is not None
         self._request = request
         self._config = config
         self._search = config.search
-        self._run = RunDir(path)
+        self._run = RunDir(request.path)
         self._began = time.time()
         self._seconds_before = 0.0
 
     def run(self, command: Sequence[str]) -> Outcome:
+        """Train, and write the outcome."""
+        outcome = self._attempt(command)
+        write_outcome(self._run.path, outcome)
+        return outcome
+
+    def fail(self, cause: str, reason: str) -> Outcome:
+        """Write an outcome without training."""
+        with suppress(RunDirectoryError, TypeError, ValueError):
+            told = read_json(self._run.path / "trial.json")
+            self._seconds_before = float(told.get("seconds", 0.0))
+        outcome = self._outcome("failed", cause, reason)
+        write_outcome(self._run.path, outcome)
+        return outcome
+
+    def _attempt(self, command: Sequence[str]) -> Outcome:
         attempts = self._count_attempt()
-        if attempts > _MOST_ATTEMPTS:
+        if attempts > MOST_ATTEMPTS:
             times = attempts - 1
             return self._outcome("failed", "killed", f"its process died {times} times in a row")
         try:
@@ -197,7 +224,7 @@ class _Trial:
             raise OutOfTime("the search has reached search.max_hours")
         if "median" in search.prune and search.algorithm != "hyperband":
             others = [each for each in read_trials(request.search) if each.path != self._run.path]
-            trailing = trails_the_median(search, history, others)
+            trailing = trails_the_median(search, history, others, request.point.epochs)
             if trailing is not None:
                 raise _Pruned("median", trailing)
 

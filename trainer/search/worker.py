@@ -33,7 +33,7 @@ def work(
     run: Callable[[TrialRequest], Outcome],
     *,
     deadline: float | None = None,
-    after_trial: Callable[[Point, Outcome], None] = lambda point, outcome: None,
+    after_trial: Callable[[], None] = lambda: None,
 ) -> int:
     """Run trials until the oracle has no more.
 
@@ -72,4 +72,4 @@ def work(
         trial.status = TrialStatus.COMPLETED
         oracle.end_trial(trial)
         count += 1
-        after_trial(point, outcome)
+        after_trial()
