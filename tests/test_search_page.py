@@ -98,6 +98,9 @@ def test_a_null_that_was_tried_is_told_from_a_key_that_was_not_used(tmp_path: Pa
     search.add({"optimizer.clipnorm": None})
 
     assert "clipnorm null" in verdict(search.results)
+    assert lines_of(page_of(search))[0]["y"][0] == pytest.approx(0.0, abs=0.03)
+    search.add({}, 0.9)
+    assert lines_of(page_of(search))[-1]["y"][0] < -0.1  # below the axis
     cells = [a.get("data-key") for name, a in page_of(search).elements if name == "td"]
     assert "null" in cells
 

@@ -32,8 +32,8 @@ from trainer.search.page_figures import (
     curve_style,
     importance_figure,
     learning_curves,
-    parallel_coordinates,
 )
+from trainer.search.page_parallel import parallel_coordinates
 from trainer.search.page_tables import failures_table, space_table, trials_table
 from trainer.search.trials import TrialRecord, trials_folder
 
