@@ -55,7 +55,7 @@ def test_every_text_is_read_as_it_was_written() -> None:
 
     assert page.words.count(WILD) == 14  # thrice in a table and in a legend
     assert {"title": WILD} in [attributes for _, attributes in page.elements]
-    assert len(page.scripts) == 2  # the library and what draws with it
+    assert len(page.scripts) == 1
 
 
 def test_a_title_and_a_verdict_are_read_as_they_were_written() -> None:
@@ -95,6 +95,13 @@ def test_the_library_is_carried_once_whole_and_fits_with_room_to_spare() -> None
 
     assert ReadPage(text).plotly == get_plotlyjs()
     assert len(text.encode()) < 2.5e6
+
+
+def test_a_page_without_a_plot_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    compressed_plotly.cache_clear()
+
+    assert len(page_of("Nothing to draw.").encode()) < 50_000
 
 
 def test_a_page_asks_for_nothing_from_outside() -> None:

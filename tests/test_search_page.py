@@ -92,6 +92,19 @@ def test_every_trial_is_linked_to_its_own_folder(made: MadeSearch) -> None:
     assert len(folders) == 4
 
 
+def test_a_null_that_was_tried_is_told_from_a_key_that_was_not_used(tmp_path: Path) -> None:
+    space = "    optimizer.clipnorm: {choice: [null, 1.0]}\n"
+    search = MadeSearch(tmp_path, space=space)
+    search.add({"optimizer.clipnorm": None})
+
+    assert "clipnorm null" in verdict(search.results)
+    assert lines_of(page_of(search))[0]["y"][0] == pytest.approx(0.0, abs=0.03)
+    search.add({}, 0.9)
+    assert lines_of(page_of(search))[-1]["y"][0] < -0.1  # below the axis
+    cells = [a.get("data-key") for name, a in page_of(search).elements if name == "td"]
+    assert "null" in cells
+
+
 def test_the_page_asks_for_nothing_from_outside(made: MadeSearch) -> None:
     assert all(each.startswith(("#", "./trials/")) for each in page_of(made).addresses())
 

@@ -31,8 +31,9 @@ class Figure:
         layout: Of plotly; fonts, grid and backgrounds are the page's.
         height: CSS pixels.
         caption: What to see in it.
-        narrow: The same for a narrow screen, if that is another figure; its label and
+        narrow: The same for a narrow place, if that is another figure; its label and
             caption do not count.
+        narrow_below: CSS pixels of width, below which a place is narrow.
         is_brushed: Whether dragging over points leaves only the traces that pass there.
     """
 
@@ -42,11 +43,13 @@ class Figure:
     height: int = 420
     caption: str | Html = ""
     narrow: Figure | None = None
+    narrow_below: int = 600
     is_brushed: bool = False
 
     def as_html(self) -> Html:
         """Return it for a page."""
-        drawn = {"wide": self._drawn(), "brushed": self.is_brushed}
+        drawn: dict[str, Any] = {"wide": self._drawn(), "brushed": self.is_brushed}
+        drawn["narrowBelow"] = self.narrow_below
         if self.narrow is not None:
             drawn["narrow"] = self.narrow._drawn()
         return element(

@@ -1,7 +1,6 @@
 "use strict";
 (() => {
   const root = document.documentElement;
-  const NARROW = 600;
   const PRINTED = 680;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const finger = matchMedia("(hover: none)");
@@ -63,7 +62,7 @@
   // Plots.
   function draw(plot, width) {
     const figure = plot.figure;
-    const isNarrow = (width || plot.clientWidth) < NARROW;
+    const isNarrow = (width || plot.clientWidth) < figure.narrowBelow;
     const { data, layout } = (isNarrow && figure.narrow) || figure.wide;
     const paint = painter();
     const drawn = paint({ data, layout });
@@ -99,22 +98,22 @@
     plot.on("plotly_deselect", () => fade(() => true));
   }
 
-  async function inflated(id) {
-    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+  async function loadPlotly() {
+    if (typeof DecompressionStream === "undefined") {
+      throw new Error("this browser is too old (it has no DecompressionStream)");
+    }
+    const packed = atob(document.getElementById("plotly").textContent);
+    const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream).text();
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
   }
 
   async function drawAll() {
     const plots = [...document.querySelectorAll(".plot")];
-    if (!plots.length) return;
     try {
-      if (typeof DecompressionStream === "undefined") {
-        throw new Error("this browser is too old (it has no DecompressionStream)");
-      }
-      const script = document.createElement("script");
-      script.textContent = await inflated("plotly");
-      document.head.append(script);
+      if (plots.length) await loadPlotly();
     } catch (error) {
       for (const plot of plots) plot.textContent = `This plot cannot be drawn: ${error.message}.`;
       root.dataset.plots = "failed";
@@ -130,7 +129,8 @@
     dark.addEventListener("change", () => again());
     addEventListener("resize", () => {
       for (const plot of plots) {
-        if (String(plot.clientWidth < NARROW) !== plot.dataset.narrow) draw(plot);
+        const isNarrow = plot.clientWidth < plot.figure.narrowBelow;
+        if (String(isNarrow) !== plot.dataset.narrow) draw(plot);
       }
     });
     addEventListener("beforeprint", () => {

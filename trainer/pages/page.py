@@ -52,20 +52,22 @@ def render_page(
         footer: The last line.
 
     Raises:
-        MissingDependencyError: If plotly is not there.
+        MissingDependencyError: If there are figures, and plotly is not there.
     """
     contents = element(
         "nav",
         element("ul", [element("li", _jump(each)) for each in sections]),
         aria_label="Sections",
     )
+    has_figures = any(isinstance(block, Figure) for each in sections for block in each.content)
+    library = Html(compressed_plotly()) if has_figures else None
     page = element(
         "body",
         element("header", element("h1", title), element("p", verdict, class_="verdict"), summary),
         contents,
         element("main", [_section(each) for each in sections]),
         element("footer", element("p", footer)) if footer else None,
-        element("script", Html(compressed_plotly()), id="plotly", type="text/plain"),
+        element("script", library, id="plotly", type="text/plain") if library else None,
         element("script", Html(_shipped("page.js"))),
     )
     head = element(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -134,6 +135,8 @@ def in_words(value: Any) -> str:
     """Return a value as people read it; what YAML has a word for, as YAML writes it."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, list | tuple | dict):
+        return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9).strip()
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

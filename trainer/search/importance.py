@@ -16,7 +16,7 @@ import numpy as np
 
 from trainer.config.search_schema import SearchConfig
 from trainer.errors import MissingDependencyError
-from trainer.search.scales import position
+from trainer.search.scales import places_of
 from trainer.search.trials import TrialRecord
 
 TRIALS_PER_PARAMETER = 3
@@ -122,7 +122,7 @@ def _columns(search: SearchConfig, trials: Sequence[TrialRecord]) -> dict[str, n
     """Return positions of the parameters that differ, (trials,), float64; NaN where inactive."""
     columns: dict[str, np.ndarray] = {}
     for key, parameter in search.space.items():
-        places = [position(parameter, t.point.values.get(key)) for t in trials]
+        places = places_of(key, parameter, trials)
         columns[key] = np.array([np.nan if each is None else each for each in places])
     columns[_EPOCHS] = np.array([float(t.point.epochs) for t in trials])
     return {

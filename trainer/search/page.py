@@ -32,8 +32,8 @@ from trainer.search.page_figures import (
     curve_style,
     importance_figure,
     learning_curves,
-    parallel_coordinates,
 )
+from trainer.search.page_parallel import parallel_coordinates
 from trainer.search.page_tables import failures_table, space_table, trials_table
 from trainer.search.trials import TrialRecord, trials_folder
 
@@ -157,8 +157,8 @@ def _values_section(results: Results) -> list[str | Html | Figure]:
     entries += [("dot", "var(--bad)", "failed: no score of its own")] if "failed" in states else []
     lead = element(
         "p",
-        f"Each line is a trial, from its values to its {search.objective}, of which "
-        f"{'more' if search.is_maximized else 'less'} is better. ",
+        f"Each line is a trial, from its values to its {search.objective} "
+        f"({'higher' if search.is_maximized else 'lower'} is better). ",
         element(
             "span",
             "Drag over an axis to keep the trials that pass there, with Shift over another one "

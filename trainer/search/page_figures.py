@@ -1,39 +1,19 @@
-"""The plots of a search's page."""
+"""The plots of a search's page, but for the parallel coordinates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from trainer.config.search_schema import SearchConfig
 from trainer.pages import Figure, plot_text, rounded
 from trainer.search.display import short_names
 from trainer.search.importance import Importance, Importances
-from trainer.search.scales import label, number_ticks, position, spread, ticks
+from trainer.search.scales import label
 from trainer.search.trials import TrialRecord
 
-_LANE = -0.16
-"""Where an axis shows what has no place on it."""
 _MOST_CURVE_POINTS = 120_000
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One axis of the parallel coordinates.
-
-    Attributes:
-        name: Above it.
-        places: Of each trial; None: in the lane.
-        ticks: Positions with their labels.
-        lane: What it means to be in the lane.
-    """
-
-    name: str
-    places: Sequence[float | None]
-    ticks: Sequence[tuple[float, str]]
-    lane: str
 
 
 def hover_text(trial: TrialRecord, search: SearchConfig) -> str:
@@ -56,191 +36,9 @@ def hover_text(trial: TrialRecord, search: SearchConfig) -> str:
     return "<br>".join([head, *lines])
 
 
-def parallel_coordinates(
-    search: SearchConfig, trials: Sequence[TrialRecord], best: TrialRecord | None
-) -> Figure:
-    """Return the plot of all values against the score: a line a trial that has ended.
-
-    Args:
-        search: With the space.
-        trials: That have ended, at least one.
-        best: Which stands out.
-    """
-    goodness = _goodness(search, trials)
-    # The best ones are drawn last, on top.
-    order = sorted(range(len(trials)), key=lambda i: (trials[i] is best, goodness[i]))
-    axes = [*_parameter_axes(search, trials, goodness), _score_axis(search, trials)]
-    wide, narrow = (
-        Figure(
-            label="Parallel coordinates: a line a trial, through its values to its score",
-            data=[
-                _line(search, trials[i], i, axes, goodness[i], trials[i] is best, is_wide)
-                for i in order
-            ],
-            layout=_parallel_layout(axes, is_wide),
-            height=480 if is_wide else 60 + 104 * len(axes),
-            is_brushed=True,
-        )
-        for is_wide in (True, False)
-    )
-    return Figure(wide.label, wide.data, wide.layout, wide.height, narrow=narrow, is_brushed=True)
-
-
-def _goodness(search: SearchConfig, trials: Sequence[TrialRecord]) -> list[float]:
-    """Return a place on the colour scale for each trial: by rank, failed ones below all."""
-    sign = 1 if search.is_maximized else -1
-    scores = sorted({sign * t.outcome.score for t in trials if t.outcome and _is_scored(t)})
-    last = max(len(scores) - 1, 1)
-    return [
-        scores.index(sign * t.outcome.score) / last if t.outcome and _is_scored(t) else -1.0
-        for t in trials
-    ]
-
-
-def _is_scored(trial: TrialRecord) -> bool:
+def is_scored(trial: TrialRecord) -> bool:
+    """Whether a trial has a score of its own."""
     return trial.outcome is not None and trial.outcome.state != "failed"
-
-
-def _parameter_axes(
-    search: SearchConfig, trials: Sequence[TrialRecord], goodness: Sequence[float]
-) -> list[_Axis]:
-    names = short_names(list(search.space))
-    axes = []
-    for key, parameter in search.space.items():
-        places = [position(parameter, t.point.values.get(key)) for t in trials]
-        if parameter.choice or parameter.boolean:
-            places = spread(places, goodness)
-        lane = "not used" if any(key not in t.point.values for t in trials) else ""
-        axes.append(_Axis(names[key], places, ticks(parameter), lane))
-    return axes
-
-
-def _score_axis(search: SearchConfig, trials: Sequence[TrialRecord]) -> _Axis:
-    scores = [t.outcome.score for t in trials if t.outcome and _is_scored(t)] or [0.0, 1.0]
-    low, high = min(scores), max(scores)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    is_log = low > 0 and high / low > 30
-    places: list[float | None] = []
-    for trial in trials:
-        assert trial.outcome is not None
-        score = trial.outcome.score
-        if not _is_scored(trial):
-            places.append(None)
-        elif is_log:
-            places.append(math.log(score / low) / math.log(high / low))
-        else:
-            places.append((score - low) / (high - low))
-    marks = number_ticks(low, high, is_log)
-    if not search.is_maximized:
-        # Up is better, whatever the objective.
-        places = [None if each is None else 1 - each for each in places]
-        marks = [(1 - at, text) for at, text in marks]
-    lane = "failed" if None in places else ""
-    return _Axis(search.objective, places, marks, lane)
-
-
-def _line(
-    search: SearchConfig,
-    trial: TrialRecord,
-    index: int,
-    axes: Sequence[_Axis],
-    goodness: float,
-    is_best: bool,
-    is_wide: bool,
-) -> dict[str, Any]:
-    along = list(range(len(axes)))
-    places = [axis.places[index] for axis in axes]
-    across = [_LANE if each is None else round(each, 4) for each in places]
-    outcome = trial.outcome
-    assert outcome is not None
-    is_failed = outcome.state == "failed"
-    colour = "var(--bad)" if is_failed else f"scale({goodness:.3f})"
-    dash = {"done": "solid", "pruned": "dash", "failed": "dot"}[outcome.state]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": along if is_wide else across,
-        "y": across if is_wide else [-each for each in along],
-        "line": {
-            "color": colour,
-            "dash": dash,
-            "width": 5 if is_best else 1.3 if is_failed else 1.8,
-        },
-        "marker": {
-            "color": colour,
-            "size": 9 if is_best else 6,
-            "symbol": [
-                "x-thin-open" if is_failed else "circle-open" if place is None else "circle"
-                for place in places
-            ],
-        },
-        # What is not selected fades as a whole line.
-        "unselected": {"marker": {"opacity": 1}},
-        "text": hover_text(trial, search),
-        "hoverinfo": "text",
-    }
-
-
-def _parallel_layout(axes: Sequence[_Axis], is_wide: bool) -> dict[str, Any]:
-    shapes, annotations = [], []
-    for index, axis in enumerate(axes):
-        is_score = index == len(axes) - 1
-        at = index if is_wide else -index
-        low = _LANE if axis.lane else 0
-        spots = [("x0", at), ("x1", at), ("y0", low), ("y1", 1)]
-        if not is_wide:
-            spots = [("y0", at), ("y1", at), ("x0", low), ("x1", 1)]
-        ink = "var(--ink)" if is_score else "var(--soft)"
-        shapes.append(
-            {
-                "type": "line",
-                "layer": "below",
-                "line": {"color": ink, "width": 2 if is_score else 1},
-                **dict(spots),
-            }
-        )
-        name = plot_text(axis.name)
-        annotations.append(_name(f"<b>{name}</b>" if is_score else name, at, is_wide))
-        for place, text in [*axis.ticks, (_LANE, axis.lane)]:
-            if text:
-                annotations.append(_tick(plot_text(text), at, place, is_wide, is_score))
-    hidden = {"visible": False, "fixedrange": True}
-    last = len(axes) - 1
-    along = {**hidden, "range": [-0.62, last + 0.62] if is_wide else [-last - 0.35, 0.45]}
-    across = {**hidden, "range": [_LANE - 0.06, 1.1] if is_wide else [_LANE - 0.08, 1.08]}
-    x, y = (along, across) if is_wide else (across, along)
-    return {"xaxis": x, "yaxis": y, "shapes": shapes, "annotations": annotations}
-
-
-def _name(text: str, at: float, is_wide: bool) -> dict[str, Any]:
-    spot: dict[str, Any] = {"x": at, "y": 1.03, "xanchor": "center", "yanchor": "bottom"}
-    if not is_wide:
-        spot = {"x": _LANE - 0.06, "y": at, "xanchor": "left", "yanchor": "bottom", "yshift": 12}
-    text = _wrapped(text) if is_wide else text
-    return {"text": text, "showarrow": False, "bgcolor": "var(--veil)", **spot}
-
-
-def _wrapped(name: str) -> str:
-    return name.replace(".", ".<br>").replace("_", "_<br>", 1) if len(name) > 13 else name
-
-
-def _tick(text: str, at: float, place: float, is_wide: bool, is_score: bool) -> dict[str, Any]:
-    spot: dict[str, Any]
-    if is_wide and is_score:
-        spot = {"x": at, "y": place, "xanchor": "left", "xshift": 9}
-    elif is_wide:
-        spot = {"x": at, "y": place, "xanchor": "right", "xshift": -9}
-    else:
-        spot = {"x": place, "y": at, "yanchor": "top", "yshift": -7}
-    return {
-        "text": text,
-        "showarrow": False,
-        "font": {"size": 11, "color": "var(--soft)"},
-        "bgcolor": "var(--veil)",
-        "borderpad": 1,
-        **spot,
-    }
 
 
 def learning_curves(
@@ -253,7 +51,7 @@ def learning_curves(
         trials: With a history, at least one.
         best: Which stands out.
     """
-    ordered = sorted(trials, key=lambda t: (t is best, _is_scored(t)))
+    ordered = sorted(trials, key=lambda t: (t is best, is_scored(t)))
     curves = [[rounded(row.get(search.objective)) for row in t.history] for t in ordered]
     stride = max(1, math.ceil(sum(map(len, curves)) / _MOST_CURVE_POINTS))
     values = [each for curve in curves for each in curve if each is not None]
@@ -352,7 +150,7 @@ def _intervals(
             "color": f"var(--{colour})",
             "size": 11,
             "symbol": "circle" if colour == "accent" else "circle-open",
-            "line": {"width": 2},
+            "line": {"width": 2, "color": f"var(--{colour})"},
         },
         "error_x": {
             "type": "data",

@@ -68,8 +68,8 @@ def trials_table(
 ) -> Html:
     """Return all trials, with links to their folders."""
     names = short_names(list(search.space))
-    columns = ["trial", search.objective, "how it ended", *names.values()]
-    columns += ["gradients", "epochs", "seconds", "why it ended", "worker"]
+    columns = ["trial", search.objective, "how it ended", "gradients", "epochs", "seconds"]
+    columns += [*names.values(), "why it ended", "worker"]
     numbers = [names[key] for key, each in search.space.items() if each.kind in _NUMBERS]
     return table(
         columns,
@@ -88,12 +88,12 @@ _NUMBERS = ("int", "float", "log_uniform")
 def _trial_row(search: SearchConfig, trial: TrialRecord) -> list[Any]:
     outcome = trial.outcome
     number = Cell(_folder_link(str(trial.number), trial), trial.number)
-    values = [_value_cell(trial.point.values.get(key)) for key in search.space]
+    values = [_value_cell(trial, key) for key in search.space]
     epochs = Cell(f"{len(trial.history)}/{trial.point.epochs}", len(trial.history))
     if outcome is None:
         empty = Cell("")
         ended = _state_word("unfinished")
-        return [number, empty, ended, *values, empty, epochs, empty, empty, trial.worker]
+        return [number, empty, ended, empty, epochs, empty, *values, empty, trial.worker]
     health = {"healthy": "good", "unknown": "soft"}.get(outcome.health, "bad")
     # The score of a failed trial is for the oracle alone.
     has_score = outcome.state != "failed"
@@ -101,18 +101,19 @@ def _trial_row(search: SearchConfig, trial: TrialRecord) -> list[Any]:
         number,
         Cell(f"{outcome.score:.4g}", outcome.score) if has_score else Cell(""),
         _state_word(outcome.state),
-        *values,
         element("span", outcome.health, class_=health),
         epochs,
         Cell(f"{outcome.seconds:.1f}", outcome.seconds),
+        *values,
         outcome.reason,
         trial.worker,
     ]
 
 
-def _value_cell(value: Any) -> Cell:
-    if value is None:
+def _value_cell(trial: TrialRecord, key: str) -> Cell:
+    if key not in trial.point.values:
         return Cell("")
+    value = trial.point.values[key]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return Cell(in_words(value), value if is_number else in_words(value))
 
@@ -121,7 +122,7 @@ def space_table(search: SearchConfig, best: TrialRecord | None) -> Html:
     """Return what was varied, with the best trial's values."""
     rows = []
     for key, parameter in search.space.items():
-        value = None if best is None else best.point.values.get(key)
+        values = {} if best is None else best.point.values
         conditions = [f"{k} is {' or '.join(map(in_words, v))}" for k, v in parameter.when.items()]
         rows.append(
             [
@@ -129,7 +130,7 @@ def space_table(search: SearchConfig, best: TrialRecord | None) -> Html:
                 _range(parameter),
                 " and ".join(conditions),
                 ", ".join(parameter.also),
-                "" if value is None else in_words(value),
+                in_words(values[key]) if key in values else "",
             ]
         )
     columns = ["key", "values", "only if", "also sets", "best"]

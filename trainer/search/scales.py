@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.config.search_schema import Parameter
 from trainer.search.display import in_words
+from trainer.search.trials import TrialRecord
 
 _MOST_LETTERS = 18
 
@@ -34,6 +35,14 @@ def position(parameter: Parameter, value: Any) -> float | None:
     if parameter.log_uniform:
         return math.log(value / low) / math.log(high / low) if value > 0 else None
     return (value - low) / (high - low)
+
+
+def places_of(key: str, parameter: Parameter, trials: Sequence[TrialRecord]) -> list[float | None]:
+    """Return where each trial's value of a key lies, None if the trial does not use the key."""
+    # It may be null, which is a value.
+    return [
+        position(parameter, t.point.values[key]) if key in t.point.values else None for t in trials
+    ]
 
 
 def ticks(parameter: Parameter) -> list[tuple[float, str]]:
