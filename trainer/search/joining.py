@@ -17,6 +17,7 @@ from trainer.search.distant import ChiefLost, Membership
 from trainer.search.interruption import has_lost, interruptible
 from trainer.search.isolation import run_isolated
 from trainer.search.trial import OutOfTime, run_trial
+from trainer.search.trials import Outcome, Point
 from trainer.search.wire import Post
 from trainer.search.worker import work
 from trainer.terminal import say
