@@ -29,7 +29,7 @@ from typing import Any
 from benchmark_report import table
 from search_fault_parts import SEARCH, disk_of, raising_everywhere
 
-from trainer.run_dir import write_text
+from trainer.run_dir import is_alive, write_text
 from trainer.search.trials import read_trials
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +113,29 @@ class Lab:
         process.kill()
         process.communicate(timeout=_PATIENCE)
 
+    def wait_for_checkpoint(self) -> None:
+        """Wait until a trial that has not ended has a checkpoint."""
+
+        def is_there() -> bool:
+            found = self.search.glob("trials/*/checkpoints/*.npz")
+            return any(not (path.parents[1] / "outcome.json").exists() for path in found)
+
+        self.wait_for("a trial that has not ended has a checkpoint", is_there)
+
+    def workers_of(self, pid: int) -> list[int]:
+        """Return the processes that a launcher has started."""
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+    @property
+    def address(self) -> str:
+        """Where a chief of this lab listens."""
+        return "127.0.0.1:47115"
+
+    def start_chief_and_two(self) -> list[subprocess.Popen[str]]:
+        """Start a chief alone, and two workers that join it."""
+        chief = self.start("--workers", "0", "--listen", self.address)
+        return [chief, *(self.start("--chief", self.address) for _ in range(2))]
+
     def check(self, is_so: object, claim: str) -> None:
         """Fail the fault unless something holds."""
         if not is_so:
@@ -129,7 +152,7 @@ class Lab:
             epochs = re.findall(r"^epoch ([0-9]+)/", log, flags=re.MULTILINE)
             self.check(
                 len(set(epochs)) == 4 and len(epochs) <= 5,
-                f"trial {trial.number} trains at most one epoch twice: {epochs}",
+                f"trial {trial.number} trains no more than one epoch twice: {epochs}",
             )
             if trial.number == resumed:
                 self.check("resumed from step" in log, f"trial {trial.number} was gone on with")
@@ -267,6 +290,58 @@ def _twice(lab: Lab) -> None:
     lab.check(f"pid {first.pid}" in lab.log, "it names the other process")
     first.communicate(timeout=_PATIENCE)
     lab.expect_code(first.returncode, 0)
+    lab.check_whole()
+
+
+@fault("kill -9 of one worker of two, which is started again")
+def _worker_killed(lab: Lab) -> None:
+    lab.config()
+    process = lab.start("--workers", "2")
+    lab.wait_for_checkpoint()
+    os.kill(max(lab.workers_of(process.pid)), signal.SIGKILL)
+    process.communicate(timeout=_PATIENCE)
+    lab.expect_code(process.returncode, 0)
+    lab.check("It is started again" in lab.log, "it says that the worker is started again")
+    lab.check_whole()
+
+
+@fault("kill -9 of one worker of two that joined: the other one takes over its trial")
+def _joined_worker_killed(lab: Lab) -> None:
+    lab.config()
+    chief, first, second = lab.start_chief_and_two()
+    lab.wait_for_checkpoint()
+    first.kill()
+    for each in (second, chief):
+        each.communicate(timeout=_PATIENCE)
+        lab.expect_code(each.returncode, 0)
+    first.communicate(timeout=_PATIENCE)
+    lab.check_whole()
+
+
+@fault("kill -9 of the chief, which is started again with --resume")
+def _chief_killed(lab: Lab) -> None:
+    lab.config()
+    chief, first, second = lab.start_chief_and_two()
+    lab.wait_for_checkpoint()
+    chief.kill()
+    chief.communicate(timeout=_PATIENCE)
+    again = lab.start("--workers", "0", "--listen", lab.address, "--resume")
+    for each in (first, second, again):
+        each.communicate(timeout=_PATIENCE)
+        lab.expect_code(each.returncode, 0)
+    lab.check_whole()
+
+
+@fault("kill -9 of the launcher of two workers, then --resume")
+def _launcher_killed(lab: Lab) -> None:
+    lab.config()
+    process = lab.start("--workers", "2")
+    lab.wait_for_checkpoint()
+    workers = lab.workers_of(process.pid)
+    process.kill()
+    process.communicate(timeout=_PATIENCE)
+    lab.wait_for("its workers end", lambda: not any(map(is_alive, workers)))
+    lab.finish("--resume", "--workers", "2")
     lab.check_whole()
 
 

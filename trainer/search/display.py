@@ -142,4 +142,5 @@ def in_words(value: Any) -> str:
 
 def say_causes(causes: dict[str, int]) -> None:
     """Say how many trials ended of what."""
-    say("trials ended: " + ", ".join(f"{count} {cause}" for cause, count in causes.items()))
+    if causes:
+        say("trials ended: " + ", ".join(f"{count} {cause}" for cause, count in causes.items()))
