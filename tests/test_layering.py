@@ -26,7 +26,7 @@ FLOORS = (
         "pages",
     },
     {"diagnosis", "runs"},
-    {"live"},
+    {"live", "report"},
     {
         "runtime",
         "data",

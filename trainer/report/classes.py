@@ -1,0 +1,88 @@
+"""How each class is told from the others, as `evaluate` found on the test set."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from trainer.pages import Cell, Figure, Html, copyable, plot_text, table
+from trainer.report.reading import RunFiles
+
+_MOST_CLASSES_WITH_NUMBERS = 20
+
+
+def classes_section(files: RunFiles) -> list[str | Html | Figure]:
+    """Return the confusion matrix and the figures of each class, or how to get them."""
+    if not files.is_run:
+        return ["This is no run directory: nothing was evaluated."]
+    if not files.evaluation:
+        command = f"trainer evaluate {shlex.quote(str(files.path))}"
+        blocks: list[str | Html | Figure] = [
+            files.missing.get("evaluation", "The run was not evaluated on the test set.")
+        ]
+        return [*blocks, copyable(command, "Evaluate it, then write the report again")]
+    try:
+        return _blocks(files.evaluation)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return [f"evaluation.json is damaged ({type(error).__name__}: {error})."]
+
+
+def _blocks(evaluation: Any) -> list[str | Html | Figure]:
+    classes = evaluation["classes"]
+    columns = ["class", "images", "precision", "recall", "f1"]
+    rows = [
+        [
+            each["name"],
+            Cell(f"{each['num_images']:,}", each["num_images"]),
+            *(Cell(f"{each[name]:.4f}", each[name]) for name in columns[2:]),
+        ]
+        for each in classes
+    ]
+    what = "synthetic test images" if evaluation.get("synthetic") else "test images"
+    return [
+        f"{evaluation['num_images']:,} {what}: accuracy {evaluation['accuracy']:.4f}, "
+        f"loss {evaluation['loss']:.4f}.",
+        _confusion([each["name"] for each in classes], evaluation["confusion"]),
+        table(
+            columns,
+            rows,
+            label="Figures of each class",
+            numbers=columns[1:],
+            is_sortable=True,
+        ),
+        "The most confident mistakes are not shown: evaluate keeps counts, and no images.",
+    ]
+
+
+def _confusion(names: list[str], counts: list[list[int]]) -> Figure:
+    labels = [plot_text(name) for name in names]
+    shares = [[each / max(sum(row), 1) for each in row] for row in counts]
+    has_numbers = len(names) <= _MOST_CLASSES_WITH_NUMBERS
+    side = min(max(28 * len(names) + 120, 300), 640)
+    trace = {
+        "type": "heatmap",
+        "x": labels,
+        "y": labels,
+        "z": [[round(each, 4) for each in row] for row in shares],
+        "customdata": counts,
+        "colorscale": "scale",
+        "zmin": 0,
+        "zmax": 1,
+        "xgap": 1,
+        "ygap": 1,
+        "showscale": False,
+        "hovertemplate": "%{y} taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
+    }
+    if has_numbers:
+        trace["texttemplate"] = "%{customdata}"
+    axis = {"type": "category", "showgrid": False}
+    return Figure(
+        label="Confusion matrix: true classes from top to bottom, predicted ones across",
+        data=[trace],
+        layout={
+            "xaxis": {**axis, "title": {"text": "predicted"}, "tickangle": -45},
+            "yaxis": {**axis, "title": {"text": "true"}, "autorange": "reversed"},
+        },
+        height=side,
+        caption="Colour is the share of the true class; the numbers are images.",
+    )
