@@ -108,7 +108,7 @@ def _switch(views: Sequence[Figure]) -> Html:
     return element("div", buttons, class_="switch", role="group", aria_label="What is drawn")
 
 
-def mark_link(text: str, anchor: str, mark: str, meaning: str) -> Html:
+def mark_link(text: str, anchor: str, mark: str, meaning: str, *, is_marked: bool = False) -> Html:
     """Return a link to a figure that marks something there.
 
     Args:
@@ -116,8 +116,16 @@ def mark_link(text: str, anchor: str, mark: str, meaning: str) -> Html:
         anchor: Of the figure.
         mark: A key of its `marks`; other figures that have it mark it too.
         meaning: What the marks are, said above them.
+        is_marked: Whether it is marked before anybody asks.
     """
-    return element("a", text, href=f"#{anchor}", data_mark=mark, data_meaning=meaning)
+    return element(
+        "a",
+        text,
+        href=f"#{anchor}",
+        data_mark=mark,
+        data_meaning=meaning,
+        data_marked=is_marked,
+    )
 
 
 def script_json(value: Any) -> Html:

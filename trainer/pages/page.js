@@ -163,6 +163,8 @@
       await draw(plot);
       if (figure.brushed) brush(plot);
     }
+    const first = document.querySelector("a[data-marked]");
+    if (first) mark(plots, first.dataset.mark, first.dataset.meaning);
     const again = (width) => plots.forEach((plot) => draw(plot, width));
     dark.addEventListener("change", () => again());
     addEventListener("resize", () => {

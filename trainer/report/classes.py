@@ -74,7 +74,7 @@ def _confusion(names: list[str], counts: list[list[int]]) -> Figure:
         "hovertemplate": "%{y} taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
     }
     if has_numbers:
-        trace["texttemplate"] = "%{customdata}"
+        trace |= {"text": counts, "texttemplate": "%{text}"}
     axis = {"type": "category", "showgrid": False}
     return Figure(
         label="Confusion matrix: true classes from top to bottom, predicted ones across",

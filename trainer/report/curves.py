@@ -17,6 +17,8 @@ from trainer.report.scales import numbers
 LOSS_ANCHOR = "loss-by-time"
 CLIP_ANCHOR = "clipping-by-time"
 _MOST_EPOCHS_WITH_MARKERS = 60
+_MOST_OF_LINEAR = 15
+_LEAST_OF_ACCURACY = 0.02
 
 
 def loss_figure(
@@ -39,6 +41,8 @@ def loss_figure(
         return None
     shares = [1.0 if name != "learning rate" else 0.45 for name, _ in rows]
     layout = stacked([name for name, _ in rows], shares, "epoch" if files.epoch_steps else "step")
+    for index, (name, traces) in enumerate(rows):
+        layout[f"yaxis{index + 1}" if index else "yaxis"] |= _scale(name, traces)
     shapes, annotations = _where_not_finite(files)
     layout |= {"shapes": shapes, "annotations": annotations}
     return Figure(
@@ -53,6 +57,20 @@ def loss_figure(
         anchor=LOSS_ANCHOR,
         marks={key: [band(_when(files, finding))] for key, finding in findings.items()},
     )
+
+
+def _scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a scale on which the curves differ, and noise of nothing does not fill the plot."""
+    values = [each for trace in traces for each in trace["y"] if each is not None]
+    if not values:
+        return {}
+    low, high = min(values), max(values)
+    if name == "loss" and low > 0 and high / low > _MOST_OF_LINEAR:
+        return {"type": "log", "dtick": "D2"}
+    if name == "accuracy" and high - low < _LEAST_OF_ACCURACY:
+        middle = (low + high) / 2
+        return {"range": [middle - _LEAST_OF_ACCURACY, middle + _LEAST_OF_ACCURACY]}
+    return {"rangemode": "tozero"} if name == "learning rate" else {}
 
 
 def stacked(names: Sequence[str], shares: Sequence[float], time: str) -> dict[str, Any]:
@@ -145,7 +163,7 @@ def _step_losses(files: RunFiles, columns: Columns | None) -> list[dict[str, Any
         _line(
             _times(files, columns),
             losses,
-            mode="lines" if len(losses) > 2 else "lines+markers",
+            mode="lines" if sum(each is not None for each in losses) > 2 else "lines+markers",
             line={"color": "var(--faint)", "width": 1.5},
             marker={"color": "var(--soft)", "size": 5},
             hovertemplate="of steps %{y:.4f}<extra></extra>",

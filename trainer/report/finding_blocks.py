@@ -73,7 +73,11 @@ def _block(index: int, finding: Finding, drawn: Sequence[str]) -> Html:
         shown: Any = element("span", "Seen in no plot: it is about the data or the whole run.")
     else:
         shown = mark_link(
-            "Show it in the plot", anchor, mark_of(index), f"{finding.rule}: {finding.message}"
+            "Show it in the plot",
+            anchor,
+            mark_of(index),
+            f"{finding.rule}: {finding.message}.",
+            is_marked=index == 0 and finding.severity == "error",
         )
     return element(
         "article",

@@ -24,8 +24,10 @@ from trainer.report.scales import place_axis, power_ticks, unique_labels
 ANCHOR = "gradient-picture"
 _ABOUT_UPDATES = frozenset({"large_updates", "small_updates", "frozen"})
 _LABEL_HEIGHT = 15
+# Seen on any colour, that of what is not finite too.
+_FRAME = ({"color": "var(--paper)", "width": 6}, {"color": "var(--bad)", "width": 2.5})
 _CSS_HEIGHTS = (280, 680)
-_GAP = 84
+_GAP = 108
 """CSS pixels between the panels of a narrow screen: for an axis, and the next one's scale."""
 
 
@@ -158,7 +160,7 @@ def _shapes(finding: Finding, panels: Sequence[_Panel]) -> list[dict[str, Any]]:
     for panel in panels:
         if panel.axis != "3" and panel.title != wanted:
             continue
-        rows = [index for index, path in enumerate(panel.paths) if path in set(finding.layers)]
+        rows = _rows_of(finding.layers, panel.paths)
         if not finding.layers and panel.title == wanted:
             rows = list(range(len(panel.paths)))
         frames += [
@@ -170,11 +172,22 @@ def _shapes(finding: Finding, panels: Sequence[_Panel]) -> list[dict[str, Any]]:
                 "x1": last + 1,
                 "y0": low - 0.5,
                 "y1": high + 0.5,
-                "line": {"color": "var(--bad)", "width": 2.5},
+                "line": line,
             }
             for low, high in _runs(rows)
+            for line in _FRAME
         ]
     return frames
+
+
+def _rows_of(names: Sequence[str], paths: Sequence[str]) -> list[int]:
+    """Return the rows of some variables; where they are not drawn, those of their layers."""
+    wanted = set(names)
+    rows = [index for index, path in enumerate(paths) if path in wanted]
+    if rows:
+        return rows
+    layers = {name.rpartition("/")[0] for name in wanted} - {""}
+    return [index for index, path in enumerate(paths) if path.rpartition("/")[0] in layers]
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -198,6 +211,7 @@ def _wide_layout(panels: Sequence[_Panel]) -> tuple[dict[str, Any], int]:
     layout: dict[str, Any] = {"margin": {"t": 64, "l": 8, "r": 8, "b": 8}}
     for panel, span in zip(panels, spans, strict=True):
         layout |= _axes(panel, span, (0.0, 1.0), inner, letters=26)
+    layout["annotations"] = [_title(panel) for panel in panels]
     layout["yaxis2"] |= {"matches": "y", "showticklabels": False}
     if len(panels) == 3:
         layout["yaxis3"]["side"] = "right"
@@ -211,11 +225,25 @@ def _narrow_layout(panels: Sequence[_Panel]) -> tuple[dict[str, Any], int]:
     top = inner
     for panel, height in zip(panels, heights, strict=True):
         span = ((top - height) / inner, top / inner)
-        layout |= _axes(panel, (0.0, 1.0), span, height, letters=18)
+        layout |= _axes(panel, (0.0, 1.0), span, height, letters=20)
         layout[f"coloraxis{panel.axis}"]["colorbar"]["y"] = span[1] + 6 / inner
-        layout[f"yaxis{panel.axis}"]["tickfont"] = {"size": 10}
+        layout[f"yaxis{panel.axis}"]["tickfont"] = {"size": 9}
         top -= height + _GAP
+    layout["annotations"] = [_title(panel) for panel in panels]
     return layout, inner + 120
+
+
+def _title(panel: _Panel) -> dict[str, Any]:
+    return {
+        "text": f"<b>{panel.title}</b>",
+        "xref": f"x{panel.axis} domain",
+        "yref": f"y{panel.axis} domain",
+        "x": 0.5,
+        "y": 1,
+        "yanchor": "bottom",
+        "yshift": 36,
+        "showarrow": False,
+    }
 
 
 def _axes(
@@ -260,7 +288,6 @@ def _axes(
                 "thickness": 9,
                 "outlinewidth": 0,
                 "ypad": 4,
-                "title": {"text": f"<b>{panel.title}</b>", "side": "top"},
                 "tickvals": places,
                 "ticktext": texts,
                 "tickfont": {"size": 11},

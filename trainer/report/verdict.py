@@ -18,6 +18,13 @@ _ENDS = {
     "failed": "failed after",
 }
 
+_STOPS = {
+    "running": "it is still training",
+    "killed": "its process is gone, and it never said that it was done",
+    "interrupted": "a signal ended it",
+    "failed": "it failed",
+}
+
 
 def verdict(files: RunFiles) -> str:
     """Return what was trained, how well, whether its gradients are in order, what to change."""
@@ -154,7 +161,8 @@ def absences(files: RunFiles) -> dict[str, str]:
     found = dict(files.missing)
     if files.is_run and files.state != "done" and "how it ended" not in found:
         reason = files.status.get("reason")
-        found["the end of the run"] = f"it is {files.state}" + (f": {reason}" if reason else "")
+        what = _STOPS.get(files.state, f"the run's state is {files.state}")
+        found["the end of the run"] = f"{what}: {reason}" if reason else what
     if files.is_run and not files.history and "history" not in found:
         found["loss and accuracy by epoch"] = "no epoch has ended"
     if files.history and not any("val_accuracy" in row for row in files.history):
