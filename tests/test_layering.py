@@ -22,6 +22,7 @@ FLOORS = (
         "runtime_choices",
         "pixels",
         "views",
+        "mistakes",
         "terminal",
         "pages",
     },

@@ -5,8 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from trainer.pages import Cell, Figure, Html, copyable, plot_text, table
+from trainer.errors import RunDirectoryError
+from trainer.mistakes import Mistakes
+from trainer.pages import Cell, Figure, Html, copyable, element, plot_text, table
+from trainer.report.mistake_images import mistake_images
 from trainer.report.reading import RunFiles
+from trainer.run_dir import RunDir
 
 _MOST_CLASSES_WITH_NUMBERS = 20
 
@@ -22,7 +26,7 @@ def classes_section(files: RunFiles) -> list[str | Html | Figure]:
         ]
         return [*blocks, copyable(command, "Evaluate it, then write the report again")]
     try:
-        return _blocks(files.evaluation)
+        return [*_blocks(files.evaluation), *_mistakes(files)]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         return [f"evaluation.json is damaged ({type(error).__name__}: {error})."]
 
@@ -50,7 +54,23 @@ def _blocks(evaluation: Any) -> list[str | Html | Figure]:
             numbers=columns[1:],
             is_sortable=True,
         ),
-        "The most confident mistakes are not shown: evaluate keeps counts, and no images.",
+    ]
+
+
+def _mistakes(files: RunFiles) -> list[str | Html | Figure]:
+    try:
+        mistakes = Mistakes.read(RunDir(files.path).mistakes)
+    except RunDirectoryError as error:
+        return [
+            f"The most confident mistakes are not shown: {error}. `trainer evaluate` keeps them."
+        ]
+    if not len(mistakes):
+        return ["No image of the test set was taken for another class."]
+    names = [each["name"] for each in files.evaluation["classes"]]
+    return [
+        element("h3", "The most confident mistakes"),
+        "What the network saw in them, how sure it was, and what they are.",
+        mistake_images(mistakes, names),
     ]
 
 
@@ -80,8 +100,8 @@ def _confusion(names: list[str], counts: list[list[int]]) -> Figure:
         label="Confusion matrix: true classes from top to bottom, predicted ones across",
         data=[trace],
         layout={
-            "xaxis": {**axis, "title": {"text": "predicted"}, "tickangle": -45},
-            "yaxis": {**axis, "title": {"text": "true"}, "autorange": "reversed"},
+            "xaxis": {**axis, "title": {"text": "predicted", "standoff": 10}, "tickangle": -45},
+            "yaxis": {**axis, "title": {"text": "true", "standoff": 12}, "autorange": "reversed"},
         },
         height=side,
         caption="Colour is the share of the true class; the numbers are images.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,11 +67,20 @@ def _scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     low, high = min(values), max(values)
     if name == "loss" and low > 0 and high / low > _MOST_OF_LINEAR:
-        return {"type": "log", "dtick": "D2"}
+        return {"type": "log", **_decade_ticks(low, high)}
     if name == "accuracy" and high - low < _LEAST_OF_ACCURACY:
         middle = (low + high) / 2
         return {"range": [middle - _LEAST_OF_ACCURACY, middle + _LEAST_OF_ACCURACY]}
     return {"rangemode": "tozero"} if name == "learning rate" else {}
+
+
+def _decade_ticks(low: float, high: float) -> dict[str, Any]:
+    """Return ticks that say their whole number: plotly's own leave the power of ten out."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+    stride = math.ceil(len(decades) / 8)
+    values = [float(f"{step}e{power}") for power in decades[::stride] for step in steps]
+    return {"tickvals": values, "ticktext": [f"{each:g}" for each in values]}
 
 
 def stacked(names: Sequence[str], shares: Sequence[float], time: str) -> dict[str, Any]:
@@ -311,7 +321,12 @@ def speed_figure(files: RunFiles) -> Figure | None:
             }
         ],
         layout={
-            "xaxis": {"title": {"text": "epoch"}, **({"dtick": 1} if len(rates) <= 12 else {})},
+            "xaxis": {
+                "title": {"text": "epoch"},
+                # A few epochs are no broad blocks.
+                "range": [0.4, max(len(rates), 8) + 0.6],
+                **({"dtick": 1} if len(rates) <= 12 else {}),
+            },
             "yaxis": {"title": {"text": "images/s"}, "rangemode": "tozero"},
             "bargap": 0.35,
         },

@@ -246,7 +246,7 @@ def _flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, list):
             rows.append((name, ", ".join(map(str, value)) or "none"))
         else:
-            rows.append((name, "unknown" if value is None else str(value)))
+            rows.append((name, "none" if value is None else str(value)))
     return rows
 
 

@@ -36,7 +36,9 @@ def verdict(files: RunFiles) -> str:
     remedy = first_remedy(files)
     if remedy is not None:
         change = ", ".join(f"{key} to {_value(value)}" for key, value in remedy.patch.items())
-        parts.append(f". Change first: {change or remedy.why}")
+        # Without a config, what to try comes before what it does.
+        what, _, _ = remedy.why.partition(": ")
+        parts.append(f". Change first: {change or what}")
     return f"{''.join(parts)}."
 
 

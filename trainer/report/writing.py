@@ -10,9 +10,7 @@ from typing import Any
 from trainer.report.page import report_page
 from trainer.report.reading import RunFiles
 from trainer.report.verdict import absences, verdict
-from trainer.run_dir import write_text
-
-REPORT_FILE = "report.html"
+from trainer.run_dir import RunDir, write_text
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def write_report(path: Path | str, output: Path | None = None) -> Report:
         MissingDependencyError: If plotly is not there.
     """
     files = RunFiles.read(path)
-    target = files.path / REPORT_FILE if output is None else output
+    target = RunDir(files.path).report if output is None else output
     write_text(target, report_page(files))
     return Report(
         run=files.path,
