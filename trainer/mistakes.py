@@ -68,7 +68,8 @@ class Mistakes:
             RunDirectoryError: If the file is missing or damaged.
         """
         try:
-            with np.load(path) as arrays:
+            # NumPy leaves a damaged file open that it has opened itself.
+            with open(path, "rb") as file, np.load(file) as arrays:
                 found = cls(**arrays)
         except FileNotFoundError:
             raise RunDirectoryError(f"{path}: this artifact is missing from the run") from None
