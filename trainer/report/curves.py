@@ -18,6 +18,8 @@ from trainer.report.scales import numbers
 LOSS_ANCHOR = "loss-by-time"
 CLIP_ANCHOR = "clipping-by-time"
 _MOST_EPOCHS_WITH_MARKERS = 60
+# Clipping scales what it does not clip by one, and that rounds in float32.
+_ROUNDING = 1e-5
 _MOST_OF_LINEAR = 15
 _LEAST_OF_ACCURACY = 0.02
 
@@ -254,9 +256,10 @@ def clip_figure(log: GradientLog, columns: Columns, findings: Mapping[str, Findi
         left = np.where(raw > 0, clipped / raw, np.nan)
     shares = [
         float(np.mean(part)) if part.size else float("nan")
-        for part in columns.of_steps(steps["step"], np.where(np.isfinite(raw), clipped < raw, 0.0))
+        for part in columns.of_steps(steps["step"], is_shorter(clipped, raw))
     ]
-    of_variables = columns.gather(log.stat("clipped_fraction").mean(axis=1, keepdims=True))[:, 0]
+    is_clipped = is_shorter(log.stat("clipped_norm/median"), log.stat("raw_norm/median"))
+    of_variables = columns.gather(is_clipped.mean(axis=1, keepdims=True))[:, 0]
     times = [float(each) for each in (columns.edges[:-1] + columns.edges[1:]) / 2]
     mode = "lines" if len(times) > 2 else "lines+markers"
     style = {"mode": mode, "hovertemplate": "%{y:.3f}<extra>%{fullData.name}</extra>"}
@@ -294,6 +297,12 @@ def clip_figure(log: GradientLog, columns: Columns, findings: Mapping[str, Findi
             for key, finding in findings.items()
         },
     )
+
+
+def is_shorter(clipped: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """Return where clipping made a norm shorter by more than rounding does; bool, as `raw`."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.isfinite(raw) & (clipped < raw * (1 - _ROUNDING)))
 
 
 def _from_zero_to_one(layout: dict[str, Any]) -> dict[str, Any]:

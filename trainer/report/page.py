@@ -188,7 +188,7 @@ def _clip_section(log: GradientLog, columns: Columns, marks: dict[str, Finding])
     bounds = ", ".join(f"{name} {value:g}" for name, value in clipping.items())
     entries = [
         ("solid", "var(--accent)", "share of steps at which anything was clipped"),
-        ("dash", "var(--warn)", "share of variables that were, a step"),
+        ("dash", "var(--warn)", "share of variables that were at half of the steps"),
         ("solid", "var(--ink)", "norm after clipping over norm before it"),
     ]
     return [

@@ -77,7 +77,7 @@ def profile_figure(log: GradientLog) -> Figure:
         }
     below = {"anchor": "y2", "tickangle": -45, "tickfont": {"size": 11}}
     layout["xaxis"] = {**place_axis(labels, 36), **below}
-    narrow = {**layout, "xaxis": {**place_axis(labels, 14, 16), **below, "tickangle": -90}}
+    narrow = {**layout, "xaxis": {**place_axis(labels, 14, 20), **below, "tickangle": -90}}
     label = "Gradient norm and update ratio by depth, of the first, the middle and the last window"
     return Figure(label, data, layout, 560, narrow=Figure(label, data, narrow, 560))
 
