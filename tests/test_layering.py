@@ -22,11 +22,12 @@ FLOORS = (
         "runtime_choices",
         "pixels",
         "views",
+        "mistakes",
         "terminal",
         "pages",
     },
     {"diagnosis", "runs"},
-    {"live"},
+    {"live", "report"},
     {
         "runtime",
         "data",

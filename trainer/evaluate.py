@@ -13,6 +13,7 @@ from trainer.config import Config, load_config
 from trainer.data.facts import count_seen, image_digests
 from trainer.data.sources import Split, load_split
 from trainer.errors import DataError, RunDirectoryError
+from trainer.mistakes import Mistakes
 from trainer.run_dir import RunDir, read_json, write_json
 from trainer.views import Views, average_over_views
 
@@ -90,7 +91,7 @@ def load_run_model(run: RunDir) -> keras.Model:
 
 
 def evaluate(run: RunDir) -> Evaluation:
-    """Evaluate a run's model on its test set and write `evaluation.json`.
+    """Evaluate a run's model on its test set; write `evaluation.json` and `mistakes.npz`.
 
     Raises:
         RunDirectoryError: If the run lacks a model.
@@ -114,6 +115,7 @@ def evaluate(run: RunDir) -> Evaluation:
         measure(logits, split, config, single),
         seen_in_training=_count_seen_in_training(run, split),
     )
+    Mistakes.among(softmax(logits), split.images, split.labels).write(run.mistakes)
     write_json(run.evaluation, asdict(evaluation))
     return evaluation
 

@@ -88,6 +88,16 @@ class RunDir:
         return self.path / "evaluation.json"
 
     @property
+    def mistakes(self) -> Path:
+        """Test images that `evaluate` found taken for another class, the most confident first."""
+        return self.path / "mistakes.npz"
+
+    @property
+    def report(self) -> Path:
+        """What `report` shows."""
+        return self.path / "report.html"
+
+    @property
     def saved_model(self) -> Path:
         """Exported versions, one folder each."""
         return self.path / "saved_model"

@@ -5,7 +5,7 @@ config errors answer at once.
 """
 
 # A command registers itself when its module is imported, and help lists them in this order.
-from trainer.cli import training, tuning, diagnosing, serving, inspecting  # noqa: F401, I001
+from trainer.cli import training, tuning, diagnosing, reporting, serving, inspecting  # noqa: F401, I001
 from trainer.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -5,7 +5,7 @@ which the page carries compressed. Every text is escaped unless it is `Html`.
 """
 
 from trainer.pages.blocks import Cell, bullets, copyable, facts, legend, table
-from trainer.pages.figures import Figure, plot_text, rounded
+from trainer.pages.figures import Figure, mark_link, plot_text, rounded
 from trainer.pages.html import Html, element, link
 from trainer.pages.page import Section, render_page
 
@@ -20,6 +20,7 @@ __all__ = [
     "facts",
     "legend",
     "link",
+    "mark_link",
     "plot_text",
     "render_page",
     "rounded",

@@ -12,7 +12,7 @@ import gzip
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +35,12 @@ class Figure:
             caption do not count.
         narrow_below: CSS pixels of width, below which a place is narrow.
         is_brushed: Whether dragging over points leaves only the traces that pass there.
+        anchor: What a link to it ends with, after the `#`.
+        marks: Shapes of plotly's layout that are drawn on top, by what they mark; a link made
+            by `mark_link` asks for one of them.
+        name: Of this view, where there are others.
+        views: Further figures that a button each shows in this one's place; of them, labels,
+            captions and anchors do not count.
     """
 
     label: str
@@ -45,15 +51,18 @@ class Figure:
     narrow: Figure | None = None
     narrow_below: int = 600
     is_brushed: bool = False
+    anchor: str | None = None
+    marks: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    name: str = ""
+    views: Sequence[Figure] = ()
 
     def as_html(self) -> Html:
         """Return it for a page."""
-        drawn: dict[str, Any] = {"wide": self._drawn(), "brushed": self.is_brushed}
-        drawn["narrowBelow"] = self.narrow_below
-        if self.narrow is not None:
-            drawn["narrow"] = self.narrow._drawn()
+        views = (self, *self.views)
         return element(
             "figure",
+            _switch(views) if self.views else None,
+            element("p", class_="marked-now", hidden=True),
             element(
                 "div",
                 element("p", "This plot is drawn by JavaScript.", class_="pending"),
@@ -62,12 +71,67 @@ class Figure:
                 aria_label=self.label,
                 style=f"min-height:{self.height}px",
             ),
-            element("script", script_json(drawn), type="application/json"),
+            element("script", script_json(_of_views(views)), type="application/json"),
             element("figcaption", self.caption) if self.caption else None,
+            id=self.anchor,
         )
 
     def _drawn(self) -> dict[str, Any]:
+        drawn: dict[str, Any] = {
+            "wide": self._of_screen(),
+            "brushed": self.is_brushed,
+            "narrowBelow": self.narrow_below,
+        }
+        if self.narrow is not None:
+            drawn["narrow"] = self.narrow._of_screen()
+            if self.narrow.data is self.data:
+                # Only the layout differs: large data are written once.
+                del drawn["narrow"]["data"]
+        if self.marks:
+            drawn["marks"] = self.marks
+        return drawn
+
+    def _of_screen(self) -> dict[str, Any]:
         return {"data": self.data, "layout": {**self.layout, "height": self.height}}
+
+
+def _of_views(views: Sequence[Figure]) -> dict[str, Any]:
+    first, *others = (view._drawn() for view in views)
+    return {**first, "views": others} if others else first
+
+
+def _switch(views: Sequence[Figure]) -> Html:
+    buttons = [
+        element(
+            "button",
+            view.name,
+            type="button",
+            data_view=index,
+            aria_pressed="false" if index else "true",
+        )
+        for index, view in enumerate(views)
+    ]
+    return element("div", buttons, class_="switch", role="group", aria_label="What is drawn")
+
+
+def mark_link(text: str, anchor: str, mark: str, meaning: str, *, is_marked: bool = False) -> Html:
+    """Return a link to a figure that marks something there.
+
+    Args:
+        text: What is read.
+        anchor: Of the figure.
+        mark: A key of its `marks`; other figures that have it mark it too.
+        meaning: What the marks are, said above them.
+        is_marked: Whether it is marked before anybody asks.
+    """
+    return element(
+        "a",
+        text,
+        href=f"#{anchor}",
+        data_mark=mark,
+        data_meaning=meaning,
+        data_marked=is_marked,
+    )
 
 
 def script_json(value: Any) -> Html:

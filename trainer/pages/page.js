@@ -61,11 +61,12 @@
 
   // Plots.
   function draw(plot, width) {
-    const figure = plot.figure;
+    const figure = plot.views[plot.view];
     const isNarrow = (width || plot.clientWidth) < figure.narrowBelow;
-    const { data, layout } = (isNarrow && figure.narrow) || figure.wide;
+    const { data, layout } = { ...figure.wide, ...(isNarrow && figure.narrow) };
     const paint = painter();
     const drawn = paint({ data, layout });
+    drawn.layout.shapes = [...(drawn.layout.shapes || []), ...paint(marksOf(figure))];
     drawn.layout.template = { layout: paint(THEME) };
     drawn.layout.autosize = true;
     if (width) drawn.layout.width = width;
@@ -77,6 +78,40 @@
       responsive: true, displaylogo: false, displayModeBar: finger.matches || isNarrow ? false : "hover",
       modeBarButtonsToRemove: ["lasso2d", "autoScale2d"], doubleClick: "reset",
     });
+  }
+
+  // What is marked is the same in all plots, and nowhere by default.
+  let marked = null;
+  const marksOf = (figure) => (figure.marks && figure.marks[marked]) || [];
+
+  function mark(plots, id, text) {
+    marked = id;
+    for (const plot of plots) {
+      const has = (view) => view.marks && (view.marks[id] || []).length > 0;
+      if (id !== null && !has(plot.views[plot.view]) && plot.views.some(has)) {
+        show(plot, plot.views.findIndex(has));
+      } else if (plot.views.some((view) => view.marks)) {
+        draw(plot);
+      }
+      const line = plot.parentNode.querySelector(".marked-now");
+      line.hidden = id === null || !plot.views.some(has);
+      line.textContent = `Marked: ${text} `;
+      const clear = document.createElement("button");
+      clear.type = "button";
+      clear.className = "unmark";
+      clear.textContent = "Clear";
+      line.append(clear);
+    }
+  }
+
+  function show(plot, view) {
+    plot.view = view;
+    for (const each of plot.parentNode.querySelectorAll("[data-view]")) {
+      each.setAttribute("aria-pressed", String(Number(each.dataset.view) === view));
+    }
+    // The axes of another view have other names on them.
+    Plotly.purge(plot);
+    draw(plot);
   }
 
   // A trace stays if it passes through what is selected at every place where anything is.
@@ -120,11 +155,15 @@
       return;
     }
     for (const plot of plots) {
-      plot.figure = JSON.parse(plot.parentNode.querySelector("script").textContent);
+      const figure = JSON.parse(plot.parentNode.querySelector("script").textContent);
+      plot.views = [figure, ...(figure.views || [])];
+      plot.view = 0;
       plot.textContent = "";
       await draw(plot);
-      if (plot.figure.brushed) brush(plot);
+      if (figure.brushed) brush(plot);
     }
+    const first = document.querySelector("a[data-marked]");
+    if (first) mark(plots, first.dataset.mark, first.dataset.meaning);
     const again = (width) => plots.forEach((plot) => draw(plot, width));
     dark.addEventListener("change", () => again());
     addEventListener("resize", () => {
@@ -177,9 +216,15 @@
   }
 
   document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-mark]");
+    if (link && root.dataset.plots === "drawn") {
+      mark([...document.querySelectorAll(".plot")], link.dataset.mark, link.dataset.meaning);
+    }
     const button = event.target.closest("button");
     if (!button) return;
     if (button.matches(".copy")) copy(button);
+    else if (button.matches(".unmark")) mark([...document.querySelectorAll(".plot")], null, "");
+    else if (button.dataset.view) show(button.closest("figure").querySelector(".plot"), Number(button.dataset.view));
     else if (button.closest(".sortable thead")) sort(button);
   });
   drawAll();
