@@ -152,6 +152,6 @@ def _retrain(path: Path, overrides: list[str], as_json: bool) -> None:
 def _require_keras_tuner() -> None:
     if find_spec("keras_tuner") is None:
         raise MissingDependencyError(
-            "tune needs keras-tuner. Run: pip install 'trainer[search]', or use scripts/tune.sh, "
+            "tune needs keras-tuner. Run: scripts/setup_env.sh search, or use scripts/tune.sh, "
             "which installs it"
         )

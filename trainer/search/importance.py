@@ -149,7 +149,7 @@ def _draw_all(
     except ImportError as error:
         raise MissingDependencyError(
             f"the importance of parameters needs scikit-learn ({error}). "
-            "Run: pip install 'trainer[search]'"
+            "Run: scripts/setup_env.sh search"
         ) from None
     rng = np.random.default_rng(0)
     count = len(ranks)

@@ -181,7 +181,7 @@ def make_oracle(config: Config, directory: Path) -> LastingOracle:
             except ImportError as error:
                 raise MissingDependencyError(
                     f"bayesian search needs scikit-learn and scipy ({error}). "
-                    "Run: pip install 'trainer[search]'"
+                    "Run: scripts/setup_env.sh search"
                 ) from None
         case "hyperband":
             oracle = _Hyperband(**common, max_epochs=config.fit.epochs, factor=search.factor)
