@@ -187,7 +187,7 @@ def ratio_figure(groups: Sequence[Group]) -> Figure | None:
         times = [float(f"{each:.6g}") for each in _middles(columns) / scale]
         unit = "epoch" if by_epoch else "step"
         words = [f"{unit} {x:.6g}: {word}" for x, word in zip(times, drawn["text"], strict=True)]
-        y = [math.nan if each is None else each for each in drawn["y"]]
+        y = [math.nan if each is None else float(each) for each in drawn["y"]]
         return Line(times, y, words, is_outside(values))
 
     marks = [(0.0, "solid", "as strong as at the last layer")]
@@ -246,10 +246,11 @@ def _level(place: float, dash: str) -> dict[str, Any]:
 def _note(place: float, text: str) -> dict[str, Any]:
     return {
         "xref": "paper",
-        "x": 1,
+        "x": 0,
         "y": place,
-        "xanchor": "right",
+        "xanchor": "left",
         "yanchor": "top",
+        "bgcolor": "var(--veil)",
         "text": text,
         "showarrow": False,
         "font": {"color": "var(--soft)", "size": 12},

@@ -15,7 +15,7 @@ from trainer.compare.curves import curves_figure, has_losses_of_steps, ratio_fig
 from trainer.compare.groups import ABSENT, Group, value_text
 from trainer.compare.overlay import STYLES, legend_entries
 from trainer.compare.profiles import common_places, profiles_figure
-from trainer.compare.results import QUANTITIES, Decision, Interval, Results
+from trainer.compare.results import Decision, Interval, Results
 from trainer.compare.verdict import (
     health,
     interval_text,
@@ -85,16 +85,21 @@ def _missing(results: Results) -> Html | None:
     found = missing(results)
     if not found:
         return None
+    count = sum(len(group.runs) for group in results.groups)
     # What several runs lack is said once.
     by_reason: dict[tuple[str, str], list[str]] = {}
     for label, absent in found.items():
         for what, reason in absent.items():
             by_reason.setdefault((what, reason), []).append(label)
     items = bullets(
-        [element("b", f"{listed(labels)}, {what}"), f": {reason}"]
+        [element("b", f"{_which(labels, count)}, {what}"), f": {reason}"]
         for (what, reason), labels in by_reason.items()
     )
     return element("aside", element("h2", "What is missing"), items, class_="missing")
+
+
+def _which(labels: Sequence[str], count: int) -> str:
+    return f"all {count} runs" if len(labels) == count else listed(labels)
 
 
 def _results_section(results: Results, folder: Path) -> Blocks:
@@ -109,11 +114,11 @@ def _results_section(results: Results, folder: Path) -> Blocks:
 
 
 def _group_table(results: Results) -> Html:
-    columns = ["config", "seeds", *(each.title for each in QUANTITIES), "gradients"]
+    columns = ["config", "seeds", *(each.title for each in results.quantities), "gradients"]
     rows = []
     for index, group in enumerate(results.groups):
         cells: list[Any] = [_named(group.label, index), group.num_seeds]
-        for quantity in QUANTITIES:
+        for quantity in results.quantities:
             decision = results.decisions[quantity.title]
             cells.append(_marked(decision, index, decision.intervals[index]))
         rows.append([*cells, _health_cell(group.runs)])
@@ -130,16 +135,14 @@ def _marked(decision: Decision, index: int, interval: Interval | None) -> Html |
 
 
 def _run_table(results: Results, folder: Path) -> Html:
-    columns = [
-        "run", "state", "epochs", *(each.title for each in QUANTITIES), "gradients", "warnings",
-        "folder",
-    ]  # fmt: skip
+    titles = [each.title for each in results.quantities]
+    columns = ["run", "state", "epochs", *titles, "gradients", "warnings", "folder"]
     rows = []
     for index, group in enumerate(results.groups):
         for label, run in zip(group.labels, group.runs, strict=True):
             cells: list[Any] = [_named(label, index), run.state if run.is_run else "bare log"]
             cells.append(epochs_text(run))
-            for quantity in QUANTITIES:
+            for quantity in results.quantities:
                 value = quantity.of(run)
                 text = quantity.text(value) if math.isfinite(value) else "\u2013"
                 cells.append(Cell(text, value))
@@ -194,7 +197,11 @@ def _how_it_is_decided(results: Results) -> Html:
         reasons = {reason: titles for reason, titles in reasons.items() if "one seed" not in reason}
     explained = bullets(f"{', '.join(titles)}: {reason}" for reason, titles in reasons.items())
     unmarked = [element("p", "Not marked:", class_="soft"), explained] if reasons else []
-    note = "Seconds and images/s also depend on what else the machine did."
+    note = (
+        "Accuracies are those at the end of the last epoch. Seconds and images/s also depend on "
+        "what else the machine did. First over last: the gradient norm of the first kernel over "
+        "that of the last one, in the last window."
+    )
     return element("div", element("p", rule, note), unmarked, class_="soft small")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from trainer.report.scales import place_axis, unique_labels
 # Two networks are of one depth if the shorter one is the longer one without a few
 # projections on its shortcuts.
 _LEAST_IN_COMMON = 0.75
+_WIDE_LABELS, _NARROW_LABELS = 12, 14
 _TIMES = ("first", "middle", "last")
 _QUANTITIES = (("gradient norm", "raw_norm/median"), ("update ratio", "update_ratio/median"))
 
@@ -59,46 +61,51 @@ def profiles_figure(groups: Sequence[Group]) -> Figure | None:
     count = max(len(log.window_steps) for log in logs)
     times = [_TIMES[-1]] if count == 1 else [_TIMES[0], _TIMES[-1]] if count == 2 else _TIMES
     data: list[dict[str, Any]] = []
-    wide: dict[str, Any] = {"hovermode": "closest", "annotations": []}
-    narrow: dict[str, Any] = {"hovermode": "closest", "annotations": []}
+    wide: dict[str, Any] = _empty_layout()
+    narrow: dict[str, Any] = _empty_layout()
     for row, (title, stat) in enumerate(_QUANTITIES):
         rows = [_profile(log, stat, _window(log, time)) for log in logs for time in times]
         low, high = extent(rows)
+        values = {"zeroline": False, **ticks(low, high, rows)}
+        named = {**values, "title": {"text": title, "standoff": 6}}
         for column, time in enumerate(times):
             index = row * len(times) + column
             suffix = str(index + 1) if index else ""
-            data += overlaid(
-                groups,
-                lambda run, stat=stat, time=time, low=low, high=high: _line(  # type: ignore[misc]
-                    run, stat, time, low, high, places is not None
-                ),
-                (f"x{suffix}", f"y{suffix}"),
+            line_of = partial(
+                _line, stat=stat, time=time, extent=(low, high), has_names=places is not None
             )
-            for layout, down, across, is_left, is_bottom, room in (
-                (wide, domain(row, 2), _across(column, len(times)), column == 0, row == 1, 12),
-                (narrow, domain(index, 2 * len(times)), [0.0, 1.0], True,
-                 index == 2 * len(times) - 1, 14),
-            ):  # fmt: skip
-                layout[f"xaxis{suffix}"] = {
-                    **_depth_axis(places, room),
-                    "anchor": f"y{suffix}",
-                    "domain": across,
-                    "showticklabels": is_bottom,
-                }
-                layout[f"yaxis{suffix}"] = {
-                    "anchor": f"x{suffix}",
-                    "domain": down,
-                    "zeroline": False,
-                    "showticklabels": is_left,
-                    **({"title": {"text": title, "standoff": 6}} if is_left else {}),
-                    **ticks(low, high, rows),
-                }
-                layout["annotations"].append(
-                    _heading(f"{title}, {time} window", sum(across) / 2, down[1])
-                )
+            data += overlaid(groups, line_of, (f"x{suffix}", f"y{suffix}"))
+            box = (_across(column, len(times)), domain(row, len(_QUANTITIES)))
+            depth = _depth_axis(places, _WIDE_LABELS, is_labelled=row == len(_QUANTITIES) - 1)
+            _place(wide, suffix, box, depth, values if column else named, f"{time} window")
+            count = len(_QUANTITIES) * len(times)
+            depth = _depth_axis(places, _NARROW_LABELS, is_labelled=index == count - 1)
+            box = ([0.0, 1.0], domain(index, count))
+            _place(narrow, suffix, box, depth, named, f"{time} window")
+            if column:
+                wide[f"yaxis{suffix}"]["showticklabels"] = False
     label = "Gradient norm and update ratio by depth in the " + ", ".join(times) + " window"
-    tall = Figure(label, data, narrow, 150 + 210 * 2 * len(times))
+    tall = Figure(label, data, narrow, 150 + 210 * len(_QUANTITIES) * len(times))
     return Figure(label, data, wide, 700, narrow=tall, narrow_below=720)
+
+
+def _empty_layout() -> dict[str, Any]:
+    # The headings of the topmost plots stand in the margin.
+    return {"hovermode": "closest", "annotations": [], "margin": {"l": 8, "r": 12, "t": 28, "b": 8}}
+
+
+def _place(
+    layout: dict[str, Any],
+    suffix: str,
+    box: tuple[list[float], list[float]],
+    depth: dict[str, Any],
+    values: dict[str, Any],
+    heading: str,
+) -> None:
+    across, down = box
+    layout[f"xaxis{suffix}"] = {**depth, "anchor": f"y{suffix}", "domain": across}
+    layout[f"yaxis{suffix}"] = {**values, "anchor": f"x{suffix}", "domain": down}
+    layout["annotations"].append(_heading(heading, sum(across) / 2, down[1]))
 
 
 def _across(column: int, count: int) -> list[float]:
@@ -107,11 +114,14 @@ def _across(column: int, count: int) -> list[float]:
     return [column * (width + gap), column * (width + gap) + width]
 
 
-def _depth_axis(places: Sequence[str] | None, room: int) -> dict[str, Any]:
+def _depth_axis(places: Sequence[str] | None, room: int, is_labelled: bool) -> dict[str, Any]:
+    shown = {"showticklabels": is_labelled}
     if places is not None:
-        return {**place_axis(places, room, 20), "tickangle": -90, "tickfont": {"size": 11}}
+        axis = place_axis(places, room, 20)
+        return {**axis, **shown, "tickangle": -90, "tickfont": {"size": 11}}
     return {
-        "title": {"text": "depth", "standoff": 4},
+        **shown,
+        **({"title": {"text": "depth", "standoff": 4}} if is_labelled else {}),
         "range": [-0.04, 1.04],
         "tickvals": [0, 0.5, 1],
         "ticktext": ["first", "half", "last"],
@@ -144,16 +154,18 @@ def _profile(log: GradientLog, stat: str, window: int) -> np.ndarray:
     return np.where(raw_is_nonfinite(log)[window, kernels], np.inf, values)
 
 
-def _line(run: RunFiles, stat: str, time: str, low: int, high: int, has_names: bool) -> Line | None:
+def _line(
+    run: RunFiles, stat: str, time: str, extent: tuple[int, int], has_names: bool
+) -> Line | None:
     log = run.log
     if log is None:
         return None
     window = _window(log, time)
     values = _profile(log, stat, window)
     names = kernel_names(log)
-    drawn = points(values, low, high, "", "")
+    drawn = points(values, *extent, "", "")
     where = plot_text(window_name(log, window))
     words = [f"{name}, {where}: {text}" for name, text in zip(names, drawn["text"], strict=True)]
     depth = [index / max(len(names) - 1, 1) for index in range(len(names))]
-    y = [math.nan if each is None else each for each in drawn["y"]]
+    y = [math.nan if each is None else float(each) for each in drawn["y"]]
     return Line(names if has_names else depth, y, words, is_outside(values))

@@ -47,7 +47,7 @@ class Interval:
     """A mean over seeds and its 95 % interval.
 
     Attributes:
-        mean: Of the seeds.
+        mean: Of the seeds; their median where neither more nor less is better.
         half_width: Of the interval of the mean, NaN with one seed.
         num_seeds: That were finished and have the figure.
     """
@@ -154,10 +154,11 @@ TEST, VALIDATION, TRAINING, SECONDS, IMAGES_PER_SECOND, FIRST_OVER_LAST = QUANTI
     Quantity(
         "images/s", _images_per_second, "more", lambda value: f"{value:,.0f}", is_of_hardware=True
     ),
-    Quantity("first over last layer", first_over_last, None, lambda value: f"{value:.2g}"),
+    Quantity("first over last", first_over_last, None, lambda value: f"{value:.2g}"),
 )
-"""Seconds are those in epochs; images a second are the median of the epochs; first over last
-layer is of the raw gradient norm in the last window."""
+"""Accuracies are those of the last epoch, but for the test; seconds are those in epochs;
+images a second are the median of the epochs; first over last is the raw gradient norm of the
+first kernel over that of the last one, in the last window."""
 ACCURACIES = (TEST, VALIDATION, TRAINING)
 
 
@@ -177,9 +178,17 @@ class Results:
         return differences(self.groups)
 
     @cached_property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """Those of `QUANTITIES` that any run has."""
+        runs = [run for group in self.groups for run in group.runs]
+        return tuple(
+            each for each in QUANTITIES if any(each.of(run) == each.of(run) for run in runs)
+        )
+
+    @cached_property
     def decisions(self) -> Mapping[str, Decision]:
         """Which group is better, by the quantity's title."""
-        return {each.title: self._decide(each) for each in QUANTITIES}
+        return {each.title: self._decide(each) for each in self.quantities}
 
     def _decide(self, quantity: Quantity) -> Decision:
         intervals = tuple(_interval(group, quantity) for group in self.groups)
@@ -264,7 +273,11 @@ def _interval(group: Group, quantity: Quantity) -> Interval | None:
             by_seed.setdefault(seed, []).append(value)
     if not by_seed:
         return None
-    return Interval.of([statistics.fmean(values) for values in by_seed.values()])
+    means = [statistics.fmean(values) for values in by_seed.values()]
+    if quantity.better is None:
+        # Powers of ten apart, as often as not: a mean would be that of the largest.
+        return Interval(statistics.median(means), math.nan, len(means))
+    return Interval.of(means)
 
 
 def group_mean(group: Group, quantity: Quantity) -> float:

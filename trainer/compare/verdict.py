@@ -13,7 +13,6 @@ from trainer.compare.results import (
     Interval,
     Quantity,
     Results,
-    first_over_last,
     group_mean,
 )
 from trainer.report.reading import RunFiles
@@ -123,7 +122,7 @@ def _gradients(groups: Sequence[Group]) -> str:
 
 
 def _ratio(group: Group) -> float:
-    found = [ratio for ratio in map(first_over_last, group.runs) if not math.isnan(ratio)]
+    found = [ratio for ratio in map(FIRST_OVER_LAST.of, group.runs) if not math.isnan(ratio)]
     return median(found) if found else math.nan
 
 

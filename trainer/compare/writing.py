@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.compare.groups import ABSENT, grouped
 from trainer.compare.page import comparison_page, epochs_text
-from trainer.compare.results import QUANTITIES, Interval, Results
+from trainer.compare.results import Interval, Results
 from trainer.compare.verdict import health, interval_text, missing, verdict
 from trainer.errors import RunDirectoryError
 from trainer.report.reading import RunFiles
@@ -18,7 +18,6 @@ from trainer.run_dir import write_text
 
 FILE_NAME = "comparison.html"
 FEWEST, MOST = 2, 8
-_TITLES = ("test", "validation", "training", "seconds", "images/s", "first/last")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Comparison:
                     "state": run.state,
                     "seed": seed,
                     "epochs": len(run.history),
-                    **{each.title: each.of(run) for each in QUANTITIES},
+                    **{each.title: each.of(run) for each in self.results.quantities},
                     "gradients": health([run]),
                     "findings": [finding.rule for finding in run.diagnosis.findings],
                 }
@@ -90,21 +89,24 @@ class Comparison:
 
     def as_text(self) -> str:
         """Return a table of all runs, and what they come to, for people."""
-        rows = [("run", "state", "epochs", *_TITLES, "gradients")]
+        rows: list[tuple[str, ...]] = [("run", "state", "epochs", *self._titles(), "gradients")]
         for index, group in enumerate(self.results.groups):
             for label, run in zip(group.labels, group.runs, strict=True):
-                values = [(each, each.of(run)) for each in QUANTITIES]
+                values = [(each, each.of(run)) for each in self.results.quantities]
                 cells = [each.text(v) if math.isfinite(v) else "-" for each, v in values]
                 rows.append((label, run.state, epochs_text(run), *cells, health([run])))
             if len(group.runs) > 1:
-                means = [self._mean_text(each.title, index) for each in QUANTITIES]
+                means = [self._mean_text(each.title, index) for each in self.results.quantities]
                 rows.append((f"{group.label}, mean", "", "", *means, health(group.runs)))
         if any(decision.better is not None for decision in self.results.decisions.values()):
             note = "* better: its 95 % interval over the seeds lies beyond all others"
         else:
             reasons = [d.reason for d in self.results.decisions.values() if d.quantity.better]
-            note = f"nothing is marked as better: {'; '.join(dict.fromkeys(reasons))}"
+            note = f"nothing is marked as better: {', or '.join(dict.fromkeys(reasons))}"
         return "\n".join([*_aligned(rows), note, self.verdict]).replace("\u00a0", " ")
+
+    def _titles(self) -> list[str]:
+        return [each.title.removesuffix(" accuracy") for each in self.results.quantities]
 
     def _mean_text(self, title: str, index: int) -> str:
         decision = self.results.decisions[title]
