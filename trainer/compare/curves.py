@@ -29,13 +29,13 @@ class _Panel:
         title: Of its vertical axis.
         kind: What `value_scale` calls it.
         line_of: Makes the line of a run, None without one.
-        place: Row from the top, and column; a column of None is as wide as both.
+        place: Row from the top, and column; alone in its row it is as wide as both.
     """
 
     title: str
     kind: str
     line_of: Callable[[RunFiles], Line | None]
-    place: tuple[int, int | None]
+    place: tuple[int, int]
 
 
 def curves_figure(groups: Sequence[Group]) -> Figure | None:
@@ -49,7 +49,7 @@ def curves_figure(groups: Sequence[Group]) -> Figure | None:
         _Panel("validation loss", "loss", _by_epoch("val_loss"), (0, 1)),
         _Panel("training accuracy", "accuracy", _by_epoch("accuracy"), (1, 0)),
         _Panel("validation accuracy", "accuracy", _by_epoch("val_accuracy"), (1, 1)),
-        _Panel("learning rate", "learning rate", _learning_rate, (2, None)),
+        _Panel("learning rate", "learning rate", _learning_rate, (2, 0)),
     ]
     drawn = [
         (panel, traces)
@@ -67,36 +67,40 @@ def curves_figure(groups: Sequence[Group]) -> Figure | None:
     wide: dict[str, Any] = {"hovermode": "closest"}
     narrow: dict[str, Any] = {"hovermode": "closest"}
     for position, (panel, traces) in enumerate(drawn):
-        suffix = traces[0]["xaxis"].removeprefix("x")
         row, column = panel.place
-        is_alone = column is None or sum(p.place[0] == row for p, _ in drawn) == 1
-        across = [0.0, 1.0] if is_alone or column is None else [0.53 * column, 0.47 + 0.53 * column]
-        axis = {"title": {"text": panel.title, "standoff": 6}, "nticks": 5}
-        axis |= value_scale(panel.kind, traces)
-        for layout, place, count, across_here in (
-            (wide, rows.index(row), len(rows), across),
-            (narrow, position, len(drawn), [0.0, 1.0]),
-        ):
-            down = domain(place, count)
-            layout[f"xaxis{suffix}"] = {
-                "domain": across_here,
-                "anchor": f"y{suffix}",
-                "zeroline": False,
-                **({"title": {"text": "epoch", "standoff": 4}} if place == count - 1 else {}),
-                **(
-                    {}
-                    if suffix == drawn[0][1][0]["xaxis"][1:]
-                    else {"matches": drawn[0][1][0]["xaxis"]}
-                ),
-            }
-            layout[f"yaxis{suffix}"] = {**axis, "domain": down, "anchor": f"x{suffix}"}
-    return Figure(
-        label,
-        data,
-        wide,
-        90 + 220 * len(rows),
-        narrow=Figure(label, data, narrow, 90 + 190 * len(drawn)),
-    )
+        is_alone = sum(other.place[0] == row for other, _ in drawn) == 1
+        start = 0.0 if is_alone else 0.53 * column
+        across = [start, 1.0 if is_alone else start + 0.47]
+        # All plots are zoomed along time together.
+        leader = drawn[0][1][0]["xaxis"]
+        _lay_out(wide, panel, traces, leader, across, (rows.index(row), len(rows)))
+        _lay_out(narrow, panel, traces, leader, [0.0, 1.0], (position, len(drawn)))
+    tall = Figure(label, data, narrow, 90 + 190 * len(drawn))
+    return Figure(label, data, wide, 90 + 220 * len(rows), narrow=tall)
+
+
+def _lay_out(
+    layout: dict[str, Any],
+    panel: _Panel,
+    traces: Sequence[dict[str, Any]],
+    leader: str,
+    across: list[float],
+    place: tuple[int, int],
+) -> None:
+    """Put a plot into a layout, as one row of so many."""
+    x, y = traces[0]["xaxis"], traces[0]["yaxis"]
+    time: dict[str, Any] = {"domain": across, "anchor": y, "zeroline": False}
+    if place[0] == place[1] - 1:
+        time["title"] = {"text": "epoch", "standoff": 4}
+    if x != leader:
+        time["matches"] = leader
+    values = {"title": {"text": panel.title, "standoff": 6}, "nticks": 5}
+    values |= value_scale(panel.kind, traces)
+    if panel.kind == "learning rate":
+        # Or plotly writes 800 micro.
+        values["exponentformat"] = "e"
+    layout[f"xaxis{x[1:]}"] = time
+    layout[f"yaxis{y[1:]}"] = {**values, "domain": domain(*place), "anchor": x}
 
 
 def domain(row: int, count: int) -> list[float]:

@@ -135,22 +135,31 @@ def _group_labels(
     configs = [each for each in values if each is not None]
     if len(configs) == len(values) > 1:
         differing = _differences(configs)
-        # What all of them have says most; kinds first.
+        # What all of them have says most, and a kind more than a number.
         keys = [key for key, row in differing.items() if ABSENT not in row]
-        keys.sort(key=lambda key: not key.endswith("kind"))
-        for count in range(1, MOST_KEYS_OF_A_LABEL + 1):
-            for chosen in combinations(keys, count):
-                labels = [", ".join(_words(key, each[key]) for key in chosen) for each in configs]
+        kinds = tuple(key for key in keys if key.endswith("kind"))
+        others = [key for key in keys if key not in kinds]
+        more = [chosen for count in (1, 2) for chosen in combinations(others, count)]
+        for chosen in (kinds, *((*kinds, *each) for each in more), *more):
+            if 0 < len(chosen) <= MOST_KEYS_OF_A_LABEL:
+                labels = [_label(chosen, each) for each in configs]
                 if len(set(labels)) == len(labels):
                     return labels
     return [of_group[0].path.resolve().name for of_group in members]
+
+
+def _label(keys: Sequence[str], values: Mapping[str, Any]) -> str:
+    first, *others = (_words(key, values[key]) for key in keys)
+    return f"{first} ({', '.join(others)})" if others else first
 
 
 def _words(key: str, value: Any) -> str:
     *parents, last = key.split(".")
     if isinstance(value, str) and value != "none":
         return value
-    return f"{parents[-1] if last == 'kind' and parents else last} {value_text(value)}"
+    name = parents[-1] if last == "kind" and parents else last
+    text = f"{value:.4g}" if isinstance(value, float) else value_text(value)
+    return f"{name.replace('_', ' ')} {text}"
 
 
 def _run_labels(label: str, runs: Sequence[RunFiles]) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ Blocks = list[str | Html | Figure]
 
 # Differs between any two runs, and says nothing of them.
 _NOT_COMPARED = frozenset({"command", "seed", "runtime"})
+_MOST_IN_A_TITLE = 3
 
 
 def comparison_page(results: Results, folder: Path) -> str:
@@ -67,13 +68,14 @@ def comparison_page(results: Results, folder: Path) -> str:
         Section("Findings", _findings_section(groups)),
         Section("Compare again", _command_section(groups)),
     ]
+    num_runs = sum(len(group.runs) for group in groups)
     names = listed([group.label for group in groups])
     return render_page(
-        f"Comparison of {names}",
+        f"Comparison of {names if len(groups) <= _MOST_IN_A_TITLE else f'{num_runs} runs'}",
         _sentence(verdict(results)),
         sections,
         summary=_missing(results),
-        footer=f"Written {written} from {sum(len(group.runs) for group in groups)} runs.",
+        footer=f"Written {written} from {num_runs} runs.",
     )
 
 
@@ -99,7 +101,9 @@ def _missing(results: Results) -> Html | None:
 
 
 def _which(labels: Sequence[str], count: int) -> str:
-    return f"all {count} runs" if len(labels) == count else listed(labels)
+    if len(labels) < count:
+        return listed(labels)
+    return "both runs" if count == 2 else f"all {count} runs"
 
 
 def _results_section(results: Results, folder: Path) -> Blocks:
@@ -119,7 +123,7 @@ def _group_table(results: Results) -> Html:
     for index, group in enumerate(results.groups):
         cells: list[Any] = [_named(group.label, index), group.num_seeds]
         for quantity in results.quantities:
-            decision = results.decisions[quantity.title]
+            decision = results.decisions[quantity.key]
             cells.append(_marked(decision, index, decision.intervals[index]))
         rows.append([*cells, _health_cell(group.runs)])
     return table(columns, rows, label="Results by config", numbers=columns[1:-1])
@@ -186,9 +190,9 @@ def _how_it_is_decided(results: Results) -> Html:
     if len(results.groups) == 1:
         return element("p", "All runs are one config: there is nothing to mark.", class_="soft")
     reasons: dict[str, list[str]] = {}
-    for title, decision in results.decisions.items():
+    for decision in results.decisions.values():
         if decision.quantity.better is not None and decision.better is None:
-            reasons.setdefault(decision.reason, []).append(title)
+            reasons.setdefault(decision.reason, []).append(decision.quantity.title)
     if all(group.num_seeds < 2 for group in results.groups):
         rule += (
             "Nothing is marked here: one seed each cannot tell a better config from a luckier "
@@ -218,12 +222,18 @@ def _differences_section(results: Results) -> Blocks:
     without = [group.label for group in results.groups if group.values is None]
     if without:
         blocks.append(f"The config of {listed(without)} is not known.")
-    seeds = [
-        f"{group.label}: {', '.join('unknown' if s is None else str(s) for s in group.seeds)}"
-        for group in results.groups
-    ]
-    blocks.append(f"Seeds of {'; '.join(seeds)}.")
+    if len(seeds := {seed for group in results.groups for seed in group.seeds}) == 1:
+        (seed,) = seeds
+        told = "Their seed is not known." if seed is None else f"All have seed {seed}."
+    else:
+        told = f"Seeds of {'; '.join(map(_seeds, results.groups))}."
+    blocks.append(told)
     return [*blocks, *_environments(results.groups)]
+
+
+def _seeds(group: Group) -> str:
+    listed_seeds = ", ".join("unknown" if seed is None else str(seed) for seed in group.seeds)
+    return f"{group.label}: {listed_seeds}"
 
 
 def _value(value: Any) -> Html | str:

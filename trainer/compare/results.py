@@ -24,6 +24,7 @@ class Quantity:
     """A column of the table of results.
 
     Attributes:
+        key: Of it in what programs read.
         title: Above it.
         of: The figure of a run, NaN if it has none.
         better: Which end is, None if neither.
@@ -33,6 +34,7 @@ class Quantity:
         is_of_epochs: Whether it grows with the epochs.
     """
 
+    key: str
     title: str
     of: Callable[[RunFiles], float]
     better: Literal["more", "less"] | None
@@ -128,14 +130,23 @@ def _percent(value: float) -> str:
 
 TEST, VALIDATION, TRAINING, SECONDS, IMAGES_PER_SECOND, FIRST_OVER_LAST = QUANTITIES = (
     Quantity(
+        "test_accuracy",
         "test accuracy",
         _test_accuracy,
         "more",
         _percent,
         ("data.source", "data.path", "data.test_size", "data.image_size"),
     ),
-    Quantity("validation accuracy", _last("val_accuracy"), "more", _percent, _VALIDATION_DATA),
     Quantity(
+        "val_accuracy",
+        "validation accuracy",
+        _last("val_accuracy"),
+        "more",
+        _percent,
+        _VALIDATION_DATA,
+    ),
+    Quantity(
+        "accuracy",
         "training accuracy",
         _last("accuracy"),
         "more",
@@ -143,6 +154,7 @@ TEST, VALIDATION, TRAINING, SECONDS, IMAGES_PER_SECOND, FIRST_OVER_LAST = QUANTI
         (*_VALIDATION_DATA, "data.label_noise", "data.augment", "data.early_crops"),
     ),
     Quantity(
+        "seconds",
         "seconds",
         _seconds,
         "less",
@@ -152,9 +164,16 @@ TEST, VALIDATION, TRAINING, SECONDS, IMAGES_PER_SECOND, FIRST_OVER_LAST = QUANTI
         is_of_epochs=True,
     ),
     Quantity(
-        "images/s", _images_per_second, "more", lambda value: f"{value:,.0f}", is_of_hardware=True
+        "images_per_second",
+        "images/s",
+        _images_per_second,
+        "more",
+        lambda value: f"{value:,.0f}",
+        is_of_hardware=True,
     ),
-    Quantity("first over last", first_over_last, None, lambda value: f"{value:.2g}"),
+    Quantity(
+        "first_over_last", "first over last", first_over_last, None, lambda value: f"{value:.2g}"
+    ),
 )
 """Accuracies are those of the last epoch, but for the test; seconds are those in epochs;
 images a second are the median of the epochs; first over last is the raw gradient norm of the
@@ -187,8 +206,8 @@ class Results:
 
     @cached_property
     def decisions(self) -> Mapping[str, Decision]:
-        """Which group is better, by the quantity's title."""
-        return {each.title: self._decide(each) for each in self.quantities}
+        """Which group is better, by the quantity's key."""
+        return {each.key: self._decide(each) for each in self.quantities}
 
     def _decide(self, quantity: Quantity) -> Decision:
         intervals = tuple(_interval(group, quantity) for group in self.groups)
@@ -220,6 +239,8 @@ class Results:
         if reason := self.why_incomparable(quantity):
             return reason
         single = [g.label for g, i in zip(self.groups, intervals, strict=True) if _is_single(i)]
+        if len(single) == len(self.groups):
+            return "one seed each cannot tell"
         if single:
             return f"one seed cannot tell ({', '.join(single)})"
         return ""

@@ -34,7 +34,7 @@ def _accuracy(results: Results) -> str:
     if quantity is None:
         return f"{listed([g.label for g in groups])} have no accuracy in common"
     images = f"of the {quantity.title.removesuffix(' accuracy')} images right"
-    decision = results.decisions[quantity.title]
+    decision = results.decisions[quantity.key]
     if len(groups) == 1:
         (group,) = groups
         seeds = "one seed" if group.num_seeds == 1 else f"{group.num_seeds} seeds"
@@ -52,7 +52,7 @@ def _accuracy(results: Results) -> str:
         return f"not to be held against each other, because {reason}: {each} {images}"
     if decision.better is not None:
         first, *others = _shortened(figures)
-        rest = listed([f"{label} ({figure})" for label, figure in others])
+        rest = listed([f"{label} with {figure}" for label, figure in others])
         return f"{first[0]} is better than {rest}: it gets {first[1]} {images}"
     means = [quantity.text(group_mean(group, quantity)) for group in groups]
     if len(set(means)) == 1:
@@ -103,9 +103,13 @@ def _shortened(figures: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _gradients(groups: Sequence[Group]) -> str:
-    told = [(group, _ratio(group), health(group.runs)) for group in groups]
+    told = [(group, _ratio(group), _judged(group)) for group in groups]
     if len(groups) > _MOST_IN_A_SENTENCE:
-        ill = [f"{group.label} ({state})" for group, _, state in told if state not in _SOUND]
+        ill = [
+            f"{group.label} ({health(group.runs)})"
+            for group, _, state in told
+            if state not in _SOUND
+        ]
         return f"the gradients are not in order in {listed(ill)}" if ill else ""
     parts = []
     for group, ratio, state in told:
@@ -127,6 +131,11 @@ def _ratio(group: Group) -> float:
 
 
 _SOUND = ("in order", "not recorded", "not judged")
+
+
+def _judged(group: Group) -> str:
+    state = health(group.runs)
+    return state if state in _SOUND else f"not in order: {state}"
 
 
 def health(runs: Sequence[RunFiles]) -> str:

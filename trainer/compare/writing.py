@@ -51,14 +51,12 @@ class Comparison:
             },
             "groups": [self._group(index) for index in range(len(self.results.groups))],
             "better": {
-                title: None
-                if decision.better is None
-                else self.results.groups[decision.better].label
-                for title, decision in self.results.decisions.items()
+                key: None if decision.better is None else self.results.groups[decision.better].label
+                for key, decision in self.results.decisions.items()
             },
             "why_not_marked": {
-                title: decision.reason
-                for title, decision in self.results.decisions.items()
+                key: decision.reason
+                for key, decision in self.results.decisions.items()
                 if decision.reason
             },
             "missing": missing(self.results),
@@ -69,8 +67,8 @@ class Comparison:
         return {
             "label": group.label,
             "means": {
-                title: _interval_json(decision.intervals[index])
-                for title, decision in self.results.decisions.items()
+                key: _interval_json(decision.intervals[index])
+                for key, decision in self.results.decisions.items()
             },
             "runs": [
                 {
@@ -79,7 +77,7 @@ class Comparison:
                     "state": run.state,
                     "seed": seed,
                     "epochs": len(run.history),
-                    **{each.title: each.of(run) for each in self.results.quantities},
+                    **{each.key: each.of(run) for each in self.results.quantities},
                     "gradients": health([run]),
                     "findings": [finding.rule for finding in run.diagnosis.findings],
                 }
@@ -96,7 +94,7 @@ class Comparison:
                 cells = [each.text(v) if math.isfinite(v) else "-" for each, v in values]
                 rows.append((label, run.state, epochs_text(run), *cells, health([run])))
             if len(group.runs) > 1:
-                means = [self._mean_text(each.title, index) for each in self.results.quantities]
+                means = [self._mean_text(each.key, index) for each in self.results.quantities]
                 rows.append((f"{group.label}, mean", "", "", *means, health(group.runs)))
         if any(decision.better is not None for decision in self.results.decisions.values()):
             note = "* better: its 95 % interval over the seeds lies beyond all others"
@@ -108,8 +106,8 @@ class Comparison:
     def _titles(self) -> list[str]:
         return [each.title.removesuffix(" accuracy") for each in self.results.quantities]
 
-    def _mean_text(self, title: str, index: int) -> str:
-        decision = self.results.decisions[title]
+    def _mean_text(self, key: str, index: int) -> str:
+        decision = self.results.decisions[key]
         interval = decision.intervals[index]
         if interval is None:
             return "-"
