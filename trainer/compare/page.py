@@ -17,12 +17,12 @@ from trainer.compare.overlay import STYLES, legend_entries
 from trainer.compare.profiles import common_places, profiles_figure
 from trainer.compare.results import Decision, Interval, Results
 from trainer.compare.verdict import (
+    WARNED,
     health,
     interval_text,
     listed,
     missing,
     verdict,
-    warnings_of,
 )
 from trainer.pages import (
     Cell,
@@ -140,7 +140,7 @@ def _marked(decision: Decision, index: int, interval: Interval | None) -> Html |
 
 def _run_table(results: Results, folder: Path) -> Html:
     titles = [each.title for each in results.quantities]
-    columns = ["run", "state", "epochs", *titles, "gradients", "warnings", "folder"]
+    columns = ["run", "state", "epochs", *titles, "gradients", "folder"]
     rows = []
     for index, group in enumerate(results.groups):
         for label, run in zip(group.labels, group.runs, strict=True):
@@ -151,9 +151,8 @@ def _run_table(results: Results, folder: Path) -> Html:
                 text = quantity.text(value) if math.isfinite(value) else "\u2013"
                 cells.append(Cell(text, value))
             cells.append(_health_cell([run]))
-            cells.append(", ".join(warnings_of(run)) or "none")
             rows.append([*cells, _folder(run, folder)])
-    return table(columns, rows, label="Results by run", numbers=columns[2:-3], is_sortable=True)
+    return table(columns, rows, label="Results by run", numbers=columns[2:-2], is_sortable=True)
 
 
 def _named(label: str, index: int) -> Html:
@@ -164,7 +163,8 @@ def _named(label: str, index: int) -> Html:
 
 def _health_cell(runs: Sequence[RunFiles]) -> Html:
     state = health(runs)
-    kind = {"in order": "good", "not recorded": "soft", "not judged": "soft"}.get(state, "bad")
+    kind = {"in order": "good", "not recorded": "soft", "not judged": "soft"}.get(state)
+    kind = kind or ("warn" if state.startswith(WARNED) else "bad")
     return element("span", state, class_=kind)
 
 

@@ -15,6 +15,7 @@ from trainer.compare.results import (
     Results,
     group_mean,
 )
+from trainer.diagnosis.finding import Severity
 from trainer.report.reading import RunFiles
 from trainer.report.verdict import absences
 
@@ -32,7 +33,8 @@ def _accuracy(results: Results) -> str:
     quantity = results.accuracy()
     groups = results.groups
     if quantity is None:
-        return f"{listed([g.label for g in groups])} have no accuracy in common"
+        them = listed([group.label for group in groups]) if len(groups) > 1 else "the runs"
+        return f"{them} have no accuracy in common"
     images = f"of the {quantity.title.removesuffix(' accuracy')} images right"
     decision = results.decisions[quantity.key]
     if len(groups) == 1:
@@ -108,7 +110,7 @@ def _gradients(groups: Sequence[Group]) -> str:
         ill = [
             f"{group.label} ({health(group.runs)})"
             for group, _, state in told
-            if state not in _SOUND
+            if state.startswith("not in order")
         ]
         return f"the gradients are not in order in {listed(ill)}" if ill else ""
     parts = []
@@ -131,31 +133,38 @@ def _ratio(group: Group) -> float:
 
 
 _SOUND = ("in order", "not recorded", "not judged")
+WARNED = "warning: "
+_MOST_WARNINGS = 2
 
 
 def _judged(group: Group) -> str:
     state = health(group.runs)
-    return state if state in _SOUND else f"not in order: {state}"
+    return state if state in _SOUND or state.startswith(WARNED) else f"not in order: {state}"
 
 
 def health(runs: Sequence[RunFiles]) -> str:
-    """Return the errors that rules found in any of some runs, or that there are none."""
-    errors = [
+    """Return the errors that rules found in any of some runs, else their warnings, if any."""
+    if all(run.log is None for run in runs):
+        return "not recorded"
+    if errors := _rules(runs, "error"):
+        return ", ".join(errors)
+    if any(run.diagnosis.exit_code == 2 for run in runs):
+        return "not judged"
+    warnings = _rules(runs, "warning")
+    if not warnings:
+        return "in order"
+    more = len(warnings) - _MOST_WARNINGS
+    return WARNED + ", ".join(warnings[:_MOST_WARNINGS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _rules(runs: Sequence[RunFiles], severity: Severity) -> list[str]:
+    """Return the rules that found something of a severity, the gravest first."""
+    found = [
         finding.rule
         for run in runs
         for finding in run.diagnosis.findings
-        if finding.severity == "error"
+        if finding.severity == severity
     ]
-    if errors:
-        return ", ".join(dict.fromkeys(errors))
-    if all(run.log is None for run in runs):
-        return "not recorded"
-    return "not judged" if any(run.diagnosis.exit_code == 2 for run in runs) else "in order"
-
-
-def warnings_of(run: RunFiles) -> list[str]:
-    """Return the rules that warned."""
-    found = [each.rule for each in run.diagnosis.findings if each.severity == "warning"]
     return list(dict.fromkeys(found))
 
 
