@@ -410,7 +410,8 @@ def test_the_ratio_by_time_is_first_over_last(make: Make) -> None:
     np.testing.assert_allclose(residual["y"], halved, atol=1e-3)
     middles = (np.arange(4) * 4 + 2) / STEPS_OF_AN_EPOCH
     np.testing.assert_allclose(plain["x"], middles, rtol=1e-5)
-    assert "vanishing below" in json.dumps(figure["wide"]["layout"])
+    levels = [shape["y0"] for shape in figure["wide"]["layout"]["shapes"]]
+    assert levels == pytest.approx([0, -3])
 
 
 def test_a_gradient_of_zero_and_one_that_is_not_finite_stand_outside_the_scale(
@@ -425,6 +426,29 @@ def test_a_gradient_of_zero_and_one_that_is_not_finite_stand_outside_the_scale(
     ticks = figure_with(page, "first over last layer")["wide"]["layout"]["yaxis"]
     assert set(first["y"]) == {ticks["tickvals"][ticks["ticktext"].index("0")]}
     assert set(second["y"]) == {ticks["tickvals"][ticks["ticktext"].index("not finite")]}
+
+
+def test_seeds_whose_gradient_is_zero_have_a_mean_of_zero_and_no_other(make: Make) -> None:
+    norms = ([0.0, 0.0, 1.0], [0.0, 1e-2, 1.0])
+    runs = [make(f"a{seed}", f"seed={seed}", norms=norm) for seed, norm in enumerate(norms)]
+
+    _, page = compared(*runs)
+
+    first, _, mean = traces_of(figure_with(page, "update ratio"), "gradient norm")[:3]
+    assert mean["y"] == [first["y"][0], None, 0]
+
+
+def test_learning_rates_far_apart_are_drawn_by_powers_of_ten(make: Make) -> None:
+    runs = [make("a", PLAIN), make("b", RESIDUAL)]
+    history = runs[1] / "history.csv"
+    history.write_text(history.read_text().replace(",0.1,10", ",0.001,10"))
+    for run in runs:
+        shutil.rmtree(run / "gradients")
+
+    layout = figure_with(compared(*runs)[1], "learning rate")["wide"]["layout"]
+
+    (axis,) = [v for k, v in layout.items() if k[0] == "y" and "rate" in v["title"]["text"]]
+    assert axis["type"] == "log"
 
 
 def test_a_run_without_log_is_compared_by_what_it_has(make: Make) -> None:

@@ -17,6 +17,7 @@ from trainer.report.curves import medians, value_scale
 from trainer.report.profile import extent, points, ticks
 from trainer.report.reading import RunFiles
 
+_MOST_OF_LINEAR = 15
 VANISHED = 1e-3
 """First over last layer, below which a gradient is said to vanish (Zhang et al. 2021)."""
 
@@ -99,6 +100,9 @@ def _lay_out(
     if panel.kind == "learning rate":
         # Or plotly writes 800 micro.
         values["exponentformat"] = "e"
+        peaks = [max((y for y in trace["y"] if y is not None), default=0) for trace in traces]
+        if min(peaks) > 0 and max(peaks) / min(peaks) > _MOST_OF_LINEAR:
+            values["type"] = "log"
     layout[f"xaxis{x[1:]}"] = time
     layout[f"yaxis{y[1:]}"] = {**values, "domain": domain(*place), "anchor": x}
 
@@ -194,9 +198,9 @@ def ratio_figure(groups: Sequence[Group]) -> Figure | None:
         y = [math.nan if each is None else float(each) for each in drawn["y"]]
         return Line(times, y, words, is_outside(values))
 
-    marks = [(0.0, "solid", "as strong as at the last layer")]
+    levels = [(0.0, "solid")]
     if low <= math.log10(VANISHED):
-        marks.append((math.log10(VANISHED), "dot", "vanishing below"))
+        levels.append((math.log10(VANISHED), "dot"))
     return Figure(
         "Gradient of the first layer over that of the last one, by time",
         overlaid(groups, line_of, ("x", "y")),
@@ -207,8 +211,7 @@ def ratio_figure(groups: Sequence[Group]) -> Figure | None:
                 "zeroline": False,
                 **ticks(low, high, rows),
             },
-            "shapes": [_level(place, dash) for place, dash, _ in marks],
-            "annotations": [_note(place, text) for place, _, text in marks],
+            "shapes": [_level(place, dash) for place, dash in levels],
         },
         340,
     )
@@ -244,18 +247,4 @@ def _level(place: float, dash: str) -> dict[str, Any]:
         "y1": place,
         "line": {"color": "var(--soft)", "width": 1.5, "dash": dash},
         "layer": "below",
-    }
-
-
-def _note(place: float, text: str) -> dict[str, Any]:
-    return {
-        "xref": "paper",
-        "x": 0,
-        "y": place,
-        "xanchor": "left",
-        "yanchor": "top",
-        "bgcolor": "var(--veil)",
-        "text": text,
-        "showarrow": False,
-        "font": {"color": "var(--soft)", "size": 12},
     }

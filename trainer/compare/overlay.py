@@ -97,8 +97,6 @@ def _trace(
     is_marked = len(line.x) <= _MOST_WITH_MARKERS if has_markers is None else has_markers
     # A line that is not marked is not seen if it has one point.
     is_marked = (is_marked and not is_thin) or len(line.x) < 3 or any(line.is_outside)
-    outside = line.is_outside or [False] * len(line.x)
-    size = 4 if is_thin else 7
     return {
         "type": "scatter",
         "mode": "lines+markers" if is_marked else "lines",
@@ -111,30 +109,38 @@ def _trace(
         "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
         "line": {"color": colour, "dash": dash, "width": 1 if is_thin else 2.5},
         "opacity": 0.6 if is_thin else 1,
-        "marker": {
-            "color": ["var(--bad)" if each else colour for each in outside]
-            if any(outside)
-            else colour,
-            "symbol": ["x" if each else symbol for each in outside] if any(outside) else symbol,
-            "size": [9 if each else 0 if is_thin else size for each in outside]
-            if any(outside)
-            else size,
-        },
+        "marker": _marker(line, colour, symbol, is_thin),
+    }
+
+
+def _marker(line: Line, colour: str, symbol: str, is_thin: bool) -> dict[str, Any]:
+    if not any(line.is_outside):
+        return {"color": colour, "symbol": symbol, "size": 4 if is_thin else 7}
+    return {
+        "color": colour,
+        "symbol": ["x" if each else symbol for each in line.is_outside],
+        "size": [8 if each else 0 if is_thin else 7 for each in line.is_outside],
+        # Or plotly draws them as bubbles.
+        "opacity": 1,
+        "line": {"width": 0},
     }
 
 
 def _mean(lines: Sequence[Line]) -> Line | None:
-    xs, ys = [], []
+    xs, ys, outside = [], [], []
     for index, x in enumerate(lines[0].x):
         if any(index >= len(line.x) or line.x[index] != x for line in lines):
             break
         values = [line.y[index] for line in lines]
-        is_sound = not any(line.is_outside and line.is_outside[index] for line in lines)
+        flags = [bool(line.is_outside) and line.is_outside[index] for line in lines]
+        # Zero has no place on a logarithmic scale, and no mean with what has one.
+        is_sound = not any(flags) or (all(flags) and len(set(values)) == 1)
         xs.append(x)
         ys.append(statistics.fmean(values) if is_sound else math.nan)
+        outside.append(is_sound and any(flags))
     if not any(math.isfinite(each) for each in ys):
         return None
-    return Line(xs, ys, [_between(lines, index) for index in range(len(xs))])
+    return Line(xs, ys, [_between(lines, index) for index in range(len(xs))], outside)
 
 
 def _between(lines: Sequence[Line], index: int) -> str:

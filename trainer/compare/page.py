@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.compare.curves import curves_figure, has_losses_of_steps, ratio_figure
+from trainer.compare.curves import VANISHED, curves_figure, has_losses_of_steps, ratio_figure
 from trainer.compare.groups import ABSENT, Group, value_text
 from trainer.compare.overlay import STYLES, legend_entries
 from trainer.compare.profiles import common_places, profiles_figure
@@ -314,10 +314,14 @@ def _ratio_section(groups: Sequence[Group]) -> Blocks:
     figure = ratio_figure(groups)
     if figure is None:
         return ["No run has recorded its gradients."]
+    levels = [
+        ("solid", "var(--soft)", "as strong as at the last layer"),
+        ("dot", "var(--soft)", f"vanishing below {VANISHED:g}"),
+    ]
     return [
         "How much of the gradient arrives at the first layer, over time: the norm of the first "
         "kernel's gradient over that of the last one's.",
-        legend(legend_entries(groups), scale=None),
+        legend([*legend_entries(groups), *levels], scale=None),
         figure,
     ]
 

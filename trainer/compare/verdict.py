@@ -114,21 +114,28 @@ def _gradients(groups: Sequence[Group]) -> str:
         ]
         return f"the gradients are not in order in {listed(ill)}" if ill else ""
     parts = []
+    is_named = False
     for group, ratio, state in told:
-        if math.isnan(ratio):
+        if all(run.log is None for run in group.runs):
             parts.append(f"of {group.label} no gradients are known")
-        elif not parts or parts[0].startswith("of "):
+        elif math.isnan(ratio):
+            parts.append(
+                f"in {group.label} the first or the last layer's gradient is zero or not finite "
+                f"({state})"
+            )
+        elif is_named:
+            parts.append(f"in {group.label} {FIRST_OVER_LAST.text(ratio)} ({state})")
+        else:
+            is_named = True
             parts.append(
                 f"in {group.label} the first layer's gradient is {FIRST_OVER_LAST.text(ratio)} of "
                 f"the last one's ({state})"
             )
-        else:
-            parts.append(f"in {group.label} {FIRST_OVER_LAST.text(ratio)} ({state})")
     return ", ".join(parts)
 
 
 def _ratio(group: Group) -> float:
-    found = [ratio for ratio in map(FIRST_OVER_LAST.of, group.runs) if not math.isnan(ratio)]
+    found = [ratio for ratio in map(FIRST_OVER_LAST.of, group.runs) if math.isfinite(ratio)]
     return median(found) if found else math.nan
 
 
