@@ -34,14 +34,16 @@ class Line:
     Attributes:
         x: Places, numbers or names.
         y: Values, NaN where there is none.
-        words: What each point says, in plotly's HTML.
+        words: What each point says, in plotly's HTML; empty where others say enough.
         is_outside: Whether a point stands outside the scale, for zero or what is not finite.
+        note: What all points say below their own words, in plotly's HTML.
     """
 
     x: Sequence[Any]
     y: Sequence[float]
     words: Sequence[str]
     is_outside: Sequence[bool] = ()
+    note: str = ""
 
 
 def legend_entries(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
@@ -105,12 +107,19 @@ def _trace(
         "y": numbers(line.y, 5),
         "xaxis": axes[0],
         "yaxis": axes[1],
-        "text": list(line.words),
-        "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+        **_hover(line),
         "line": {"color": colour, "dash": dash, "width": 1 if is_thin else 2.5},
         "opacity": 0.6 if is_thin else 1,
         "marker": _marker(line, colour, symbol, is_thin),
     }
+
+
+def _hover(line: Line) -> dict[str, Any]:
+    if not line.words:
+        return {"hoverinfo": "skip"}
+    note = f"<br>{line.note}" if line.note else ""
+    template = f"%{{text}}{note}<extra>%{{fullData.name}}</extra>"
+    return {"text": list(line.words), "hovertemplate": template}
 
 
 def _marker(line: Line, colour: str, symbol: str, is_thin: bool) -> dict[str, Any]:
@@ -140,7 +149,10 @@ def _mean(lines: Sequence[Line]) -> Line | None:
         outside.append(is_sound and any(flags))
     if not any(math.isfinite(each) for each in ys):
         return None
-    return Line(xs, ys, [_between(lines, index) for index in range(len(xs))], outside)
+    # The thin lines say it too, and long ones would say much.
+    is_short = len(xs) <= _MOST_WITH_MARKERS
+    words = [_between(lines, index) for index in range(len(xs))] if is_short else []
+    return Line(xs, ys, words, outside, lines[0].note)
 
 
 def _between(lines: Sequence[Line], index: int) -> str:

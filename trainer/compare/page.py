@@ -186,6 +186,7 @@ def _how_it_is_decided(results: Results) -> Html:
     rule = (
         "\u201cBetter\u201d is marked where the 95\u00a0% interval of a config's mean over its "
         "seeds (Student's t, finished runs only) lies beyond that of every other config. "
+        "\u00b1 is half the width of the interval. "
     )
     if len(results.groups) == 1:
         return element("p", "All runs are one config: there is nothing to mark.", class_="soft")

@@ -164,8 +164,8 @@ def _line(
     values = _profile(log, stat, window)
     names = kernel_names(log)
     drawn = points(values, *extent, "", "")
-    where = plot_text(window_name(log, window))
-    words = [f"{name}, {where}: {text}" for name, text in zip(names, drawn["text"], strict=True)]
-    depth = [index / max(len(names) - 1, 1) for index in range(len(names))]
+    words = [f"{name}: {text}" for name, text in zip(names, drawn["text"], strict=True)]
+    depth = [round(index / max(len(names) - 1, 1), 4) for index in range(len(names))]
     y = [math.nan if each is None else float(each) for each in drawn["y"]]
-    return Line(names if has_names else depth, y, words, is_outside(values))
+    where = plot_text(window_name(log, window))
+    return Line(names if has_names else depth, y, words, is_outside(values), where)
