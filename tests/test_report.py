@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ from trainer.report.columns import MOST_COLUMNS, Columns, Picture, gradient_pict
 from trainer.report.curves import is_shorter
 from trainer.report.finding_blocks import patch_as_yaml
 from trainer.run_dir import RunDir
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from benchmark_diagnosis import write as write_drawn_log
 
 WILD = "</script><script>alert('x')</script> <b>&amp;"
 
@@ -493,6 +498,18 @@ def test_a_long_log_is_reduced_to_medians_that_miss_no_lost_window(tmp_path: Pat
     (lost,) = np.flatnonzero(picture.is_nonfinite[0])
     assert columns.bounds[lost] <= 700 < columns.bounds[lost + 1]
     assert np.nanmax(picture.log10) == 1.0  # one loud window of four is no median
+
+
+def test_a_long_run_of_a_deep_network_is_reported_in_seconds_and_five_megabytes(
+    tmp_path: Path,
+) -> None:
+    write_drawn_log(tmp_path, layers=110, num_steps=50_000)
+    started = time.process_time()
+
+    report = write_report(tmp_path)
+
+    assert time.process_time() - started < 20
+    assert report.path.stat().st_size < 5e6
 
 
 def test_a_picture_of_nothing_but_zeros_has_a_scale() -> None:
