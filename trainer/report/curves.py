@@ -73,7 +73,9 @@ def _scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if name == "accuracy" and high - low < _LEAST_OF_ACCURACY:
         middle = (low + high) / 2
         return {"range": [middle - _LEAST_OF_ACCURACY, middle + _LEAST_OF_ACCURACY]}
-    return {"rangemode": "tozero"} if name == "learning rate" else {}
+    if name == "learning rate":
+        return {"rangemode": "tozero", "exponentformat": "power"}
+    return {"exponentformat": "power"}
 
 
 def _decade_ticks(low: float, high: float) -> dict[str, Any]:
