@@ -534,6 +534,17 @@ def test_a_picture_of_nothing_but_zeros_has_a_scale() -> None:
     assert picture.extent == (-1.0, 0.0)
 
 
+def test_the_profile_says_of_each_window_what_the_picture_says(trained: dict[str, Path]) -> None:
+    _, page = read(trained["lost"])
+
+    profile = figure_with(page, "gradient norm")
+    (ratio,) = [t for t in heatmaps(page) if t["xaxis"] == "x2" and colours(t) == ["var(--bad)"]]
+    last = [trace for trace in profile["wide"]["data"] if trace["yaxis"] == "y2"][-1]
+    assert [text == "not finite" for text in last["text"]] == [
+        row[-1] is not None for row in ratio["z"][: len(last["x"])]
+    ]
+
+
 def test_a_patch_is_a_piece_of_a_config() -> None:
     patch = {"model.block.kind": "residual", "model.block.dropout": 0.1, "optimizer.clipnorm": None}
 

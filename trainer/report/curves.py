@@ -46,7 +46,8 @@ def loss_figure(
     layout = stacked([name for name, _ in rows], shares, "epoch" if files.epoch_steps else "step")
     for index, (name, traces) in enumerate(rows):
         layout[f"yaxis{index + 1}" if index else "yaxis"] |= _scale(name, traces)
-    shapes, annotations = _where_not_finite(files)
+    has_curve = rows[0][0] == "loss"
+    shapes, annotations = _where_not_finite(files, has_curve)
     layout |= {"shapes": shapes, "annotations": annotations}
     return Figure(
         label="Curves by epoch: " + ", ".join(name for name, _ in rows),
@@ -68,7 +69,7 @@ def _scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not values:
         return {}
     low, high = min(values), max(values)
-    if name == "loss" and low > 0 and high / low > _MOST_OF_LINEAR:
+    if name == "loss" and is_for_log(low, high):
         return {"type": "log", **_decade_ticks(low, high)}
     if name == "accuracy" and high - low < _LEAST_OF_ACCURACY:
         middle = (low + high) / 2
@@ -76,6 +77,11 @@ def _scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if name == "learning rate":
         return {"rangemode": "tozero", "exponentformat": "power"}
     return {"exponentformat": "power"}
+
+
+def is_for_log(low: float, high: float) -> bool:
+    """Whether losses are too far apart for a linear scale."""
+    return low > 0 and high / low > _MOST_OF_LINEAR
 
 
 def _decade_ticks(low: float, high: float) -> dict[str, Any]:
@@ -207,7 +213,9 @@ def _medians(parts: Sequence[np.ndarray]) -> list[float]:
     return [float(np.median(part)) if part.size else float("nan") for part in finite]
 
 
-def _where_not_finite(files: RunFiles) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _where_not_finite(
+    files: RunFiles, has_curve: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a line where the loss was first not finite: a curve cannot show that."""
     first: float | None = None
     if files.log is not None and files.log.header.has_loss:
@@ -237,7 +245,7 @@ def _where_not_finite(files: RunFiles) -> tuple[list[dict[str, Any]], list[dict[
         "yref": "paper",
         "xanchor": "left",
         "yanchor": "top",
-        "text": " loss not finite from here",
+        "text": f" {'loss not finite from here' if has_curve else 'the loss was never finite'}",
         "showarrow": False,
         "font": {"color": "var(--bad)"},
     }

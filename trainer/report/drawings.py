@@ -16,6 +16,7 @@ from trainer.report.columns import (
     gradient_picture,
     ratio_picture,
 )
+from trainer.report.curves import is_for_log
 from trainer.report.profile import chosen_windows, window_name
 from trainer.report.reading import RunFiles
 from trainer.run_dir import write_atomically
@@ -91,6 +92,10 @@ def _loss(files: RunFiles, figure: Figure) -> bool:
         if not np.isnan(held_out).all():
             place.plot(epochs, held_out, "D--", color=_VALIDATION, ms=3, label="validation")
         place.set_ylabel(name)
+    losses = np.array([*files.column("loss"), *files.column("val_loss")])
+    losses = losses[np.isfinite(losses)]
+    if losses.size and is_for_log(losses.min(), losses.max()):
+        axes[0].set_yscale("log")
     axes[0].legend(frameon=False)
     axes[2].plot(epochs, files.column("learning_rate"), "o-", color=_INK, ms=2)
     axes[2].set_ylabel("learning rate")
