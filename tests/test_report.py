@@ -27,10 +27,9 @@ from trainer.errors import MissingDependencyError, RunDirectoryError
 from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, VariableInfo
 from trainer.log_frames import LogWindow
 from trainer.mistakes import Mistakes
-from trainer.recorded_steps import MOMENTS, NORMS, STEP_DTYPE, RecordedSteps
+from trainer.recorded_steps import MOMENTS, NORMS, STEP_DTYPE, RecordedSteps, is_shorter
 from trainer.report import Report, write_report
 from trainer.report.columns import MOST_COLUMNS, Columns, Picture, gradient_picture
-from trainer.report.curves import is_shorter
 from trainer.report.finding_blocks import patch_as_yaml
 from trainer.run_dir import RunDir
 

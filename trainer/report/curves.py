@@ -11,6 +11,7 @@ import numpy as np
 from trainer.diagnosis.finding import Finding
 from trainer.gradient_log import GradientLog
 from trainer.pages import Figure
+from trainer.recorded_steps import is_shorter
 from trainer.report.columns import Columns
 from trainer.report.reading import RunFiles
 from trainer.report.scales import numbers
@@ -18,8 +19,6 @@ from trainer.report.scales import numbers
 LOSS_ANCHOR = "loss-by-time"
 CLIP_ANCHOR = "clipping-by-time"
 _MOST_EPOCHS_WITH_MARKERS = 60
-# Clipping scales what it does not clip by one, and that rounds in float32.
-_ROUNDING = 1e-5
 _MOST_OF_LINEAR = 15
 _LEAST_OF_ACCURACY = 0.02
 
@@ -307,12 +306,6 @@ def clip_figure(log: GradientLog, columns: Columns, findings: Mapping[str, Findi
             for key, finding in findings.items()
         },
     )
-
-
-def is_shorter(clipped: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """Return where clipping made a norm shorter by more than rounding does; bool, as `raw`."""
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.isfinite(raw) & (clipped < raw * (1 - _ROUNDING)))
 
 
 def _from_zero_to_one(layout: dict[str, Any]) -> dict[str, Any]:
