@@ -54,7 +54,7 @@ def draw_files(files: RunFiles, folder: Path, ending: Ending) -> list[Path]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError(
-            f"pictures as files need matplotlib ({error}). Run: pip install 'trainer[report]'"
+            f"pictures as files need matplotlib ({error}). Run: scripts/setup_env.sh report"
         ) from None
     drawings: Mapping[str, Callable[[RunFiles, Figure], bool]] = {
         "loss": _loss,
