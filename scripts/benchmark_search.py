@@ -1,7 +1,7 @@
 """Measure what a search costs beside its trainings, and what workers and isolation change.
 
     python scripts/benchmark_search.py
-    python scripts/benchmark_search.py --only overhead
+    python scripts/benchmark_search.py --only overhead workers
 
 Three tables, all of searches over equal small trainings of the embedded data set:
 
@@ -193,7 +193,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("overhead", "workers", "memory"))
+    parser.add_argument(
+        "--only", nargs="+", choices=("overhead", "workers", "memory"), default=("all",)
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--memory-trials", type=int, default=30)
@@ -206,7 +208,7 @@ def main() -> None:
     }
     body = []
     for name, measure in parts.items():
-        if arguments.only in (None, name):
+        if {"all", name} & set(arguments.only):
             say(name)
             body.append(f"## {name.capitalize()}\n\n{measure()}")
     facts = describe_machine([]) | {"rounds": f"{arguments.rounds} of {arguments.trials} trials"}

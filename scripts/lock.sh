@@ -12,9 +12,17 @@ pin() {  # pin [uv options]: the closing list of packages left out is dropped
     --custom-compile-command scripts/lock.sh | sed '/^$/,$d'
 }
 
+without() {  # without FILE...: the options that leave out what these files pin
+  sed -n 's/^\([^ #=]*\)==.*/--no-emit-package=\1/p' "$@"
+}
+
 pin > requirements.lock
-pinned=$(sed -n 's/^\([^ #=]*\)==.*/--no-emit-package=\1/p' requirements.lock)
-for extra in dev gpu litert onnx search; do
-  # shellcheck disable=SC2086  # one option a word
-  pin --extra "$extra" --constraints requirements.lock $pinned > "requirements-$extra.lock"
+for extra in dev gpu litert onnx report; do
+  # shellcheck disable=SC2046  # one option a word
+  pin --extra "$extra" --constraints requirements.lock $(without requirements.lock) \
+    > "requirements-$extra.lock"
 done
+# A search writes a page: its set comes on top of that of the pages.
+# shellcheck disable=SC2046
+pin --extra search --constraints requirements.lock --constraints requirements-report.lock \
+  $(without requirements.lock requirements-report.lock) > requirements-search.lock

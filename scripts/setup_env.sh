@@ -22,7 +22,11 @@ fail() { say "$@"; exit 2; }
 setup_env() {
   local name names=requirements
   if wants_gpu; then names+=" requirements-gpu"; fi
-  for name in "$@"; do names+=" requirements-$name"; done
+  for name in "$@"; do
+    # A search writes a page, too.
+    if [[ $name == search ]]; then names+=" requirements-report"; fi
+    names+=" requirements-$name"
+  done
   for name in $names; do
     is_current "$name" && continue
     mkdir -p -- "$VENV" || fail "cannot create $VENV. Set TRAINER_VENV to a folder you may write to."

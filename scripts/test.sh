@@ -4,7 +4,7 @@
 #
 # Paths start at the repository. The first step that fails gives the exit code.
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
-setup_env dev litert onnx search
+setup_env dev litert onnx report search
 cd -- "$REPO"
 
 step() {

@@ -159,3 +159,13 @@ def test_the_health_figure_reaches_history(tmp_path: Path) -> None:
     expected = norms[0] / norms[2]
     assert history.history["first_to_last_grad"][-1] == pytest.approx(expected, rel=1e-6)
     assert recorder.health == history.history["first_to_last_grad"][-1]
+
+
+@pytest.mark.parametrize("kind", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_a_bound_that_is_never_reached_clips_nothing(kind: str, tmp_path: Path) -> None:
+    # What is left alone is multiplied by a quotient of norms, which rounds.
+    model = compiled(build_dense(), optimizer=keras.optimizers.SGD(0.1, **{kind: 1e4}))
+    recorder = GradientRecorder(tmp_path, window_steps=8)
+    fit(model, recorder, epochs=4)
+
+    assert not recorder.log().stat("clipped_fraction").any()

@@ -21,6 +21,7 @@ from trainer.pages import (
     facts,
     legend,
     link,
+    mark_link,
     plot_text,
     render_page,
     table,
@@ -88,6 +89,39 @@ def test_a_figure_for_narrow_screens_comes_along() -> None:
     (read,) = ReadPage(page_of(figure)).figures
 
     assert read["narrow"]["layout"] == {"title": {"text": "n"}, "height": 99}
+
+
+def test_large_data_that_both_screens_share_are_written_once() -> None:
+    data = [{"type": "scatter", "y": [1, 2]}]
+    figure = Figure("Wide", data, {}, narrow=Figure("", data, {"title": {"text": "n"}}))
+
+    (read,) = ReadPage(page_of(figure)).figures
+
+    assert read["wide"]["data"] == data
+    assert set(read["narrow"]) == {"layout"}
+
+
+def test_a_figure_has_a_button_for_each_of_its_views() -> None:
+    figure = Figure("Few", [], {}, name="few", views=[Figure("", [], {"x": 1}, name=WILD)])
+
+    page = ReadPage(page_of(figure))
+
+    buttons = [a for name, a in page.elements if name == "button"]
+    assert [(b["data-view"], b["aria-pressed"]) for b in buttons] == [("0", "true"), ("1", "false")]
+    assert f"few{WILD}" in page.words
+    assert page.figures[0]["views"][0]["wide"]["layout"] == {"x": 1, "height": 420}
+
+
+def test_a_link_names_the_mark_and_its_figure_has_it() -> None:
+    shape = {"type": "rect", "x0": 1}
+    figure = Figure("Marked", [], {}, anchor="plot", marks={"one": [shape]})
+
+    page = ReadPage(page_of(figure, mark_link("see", "plot", "one", WILD)))
+
+    (link_,) = [a for name, a in page.elements if "data-mark" in a]
+    assert link_ == {"href": "#plot", "data-mark": "one", "data-meaning": WILD}
+    assert ("figure", {"id": "plot"}) in page.elements
+    assert page.figures[0]["marks"] == {"one": [shape]}
 
 
 def test_the_library_is_carried_once_whole_and_fits_with_room_to_spare() -> None:

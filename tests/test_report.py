@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,19 @@ from html_pages import ReadPage, dumped, needs_chromium
 from PIL import Image
 from tiny import environment, run_trainer, write_tiny_config
 
-from trainer.errors import RunDirectoryError
+from trainer.errors import MissingDependencyError, RunDirectoryError
 from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, VariableInfo
 from trainer.log_frames import LogWindow
 from trainer.mistakes import Mistakes
-from trainer.recorded_steps import MOMENTS, NORMS, STEP_DTYPE, RecordedSteps
+from trainer.recorded_steps import MOMENTS, NORMS, STEP_DTYPE, RecordedSteps, is_shorter
 from trainer.report import Report, write_report
 from trainer.report.columns import MOST_COLUMNS, Columns, Picture, gradient_picture
-from trainer.report.curves import is_shorter
 from trainer.report.finding_blocks import patch_as_yaml
 from trainer.run_dir import RunDir
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from benchmark_diagnosis import write as write_drawn_log
 
 WILD = "</script><script>alert('x')</script> <b>&amp;"
 
@@ -392,6 +396,19 @@ def test_a_damaged_file_is_named_and_the_rest_stands(
     assert heatmaps(page)
 
 
+def test_an_evaluation_of_a_model_that_is_not_finite_is_not_damaged(
+    copied: Callable[..., RunDir],
+) -> None:
+    run = copied()
+    evaluation = json.loads(run.evaluation.read_text())
+    run.evaluation.write_text(json.dumps({**evaluation, "loss": None}))
+
+    _, page = read(run)
+
+    assert "loss not finite." in page.words
+    assert figure_with(page, "predicted")
+
+
 def test_damaged_mistakes_are_left_out(copied: Callable[..., RunDir]) -> None:
     run = copied()
     run.mistakes.write_bytes(b"PK\x03\x04 torn")
@@ -495,6 +512,18 @@ def test_a_long_log_is_reduced_to_medians_that_miss_no_lost_window(tmp_path: Pat
     assert np.nanmax(picture.log10) == 1.0  # one loud window of four is no median
 
 
+def test_a_long_run_of_a_deep_network_is_reported_in_seconds_and_five_megabytes(
+    tmp_path: Path,
+) -> None:
+    write_drawn_log(tmp_path, layers=110, num_steps=50_000)
+    started = time.process_time()
+
+    report = write_report(tmp_path)
+
+    assert time.process_time() - started < 20
+    assert report.path.stat().st_size < 5e6
+
+
 def test_a_picture_of_nothing_but_zeros_has_a_scale() -> None:
     columns = Columns(np.array([0, 1]), np.array([0, 1]))
 
@@ -504,6 +533,17 @@ def test_a_picture_of_nothing_but_zeros_has_a_scale() -> None:
     assert picture.extent == (-1.0, 0.0)
 
 
+def test_the_profile_says_of_each_window_what_the_picture_says(trained: dict[str, Path]) -> None:
+    _, page = read(trained["lost"])
+
+    profile = figure_with(page, "gradient norm")
+    (ratio,) = [t for t in heatmaps(page) if t["xaxis"] == "x2" and colours(t) == ["var(--bad)"]]
+    last = [trace for trace in profile["wide"]["data"] if trace["yaxis"] == "y2"][-1]
+    assert [text == "not finite" for text in last["text"]] == [
+        row[-1] is not None for row in ratio["z"][: len(last["x"])]
+    ]
+
+
 def test_a_patch_is_a_piece_of_a_config() -> None:
     patch = {"model.block.kind": "residual", "model.block.dropout": 0.1, "optimizer.clipnorm": None}
 
@@ -511,6 +551,43 @@ def test_a_patch_is_a_piece_of_a_config() -> None:
         "model": {"block": {"kind": "residual", "dropout": 0.1}},
         "optimizer": {"clipnorm": None},
     }
+
+
+@pytest.mark.parametrize("name", ["sound", "lost", "single"])
+def test_each_picture_is_a_file_too(trained: dict[str, Path], tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+
+    report = write_report(trained[name], tmp_path / "r.html", png=tmp_path / "pictures")
+
+    expected = {"loss.png", "gradient_picture.png", "profile.png"}
+    assert {each.name for each in report.pictures} == expected | (
+        {"confusion.png"} if name == "sound" else set()
+    )
+    for path in report.pictures:
+        with Image.open(path) as image:
+            assert image.width > 500
+            assert len(np.unique(np.asarray(image))) > 10
+
+
+def test_an_svg_holds_its_words_and_has_the_same_bytes_again(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    first = write_report(trained["sound"], tmp_path / "r.html", svg=tmp_path / "one").pictures
+    again = write_report(trained["sound"], tmp_path / "r.html", svg=tmp_path / "two").pictures
+
+    assert [a.read_bytes() for a in first] == [b.read_bytes() for b in again]
+    assert "update ratio" in (tmp_path / "one" / "gradient_picture.svg").read_text()
+
+
+def test_without_matplotlib_the_error_says_what_to_install(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    with pytest.raises(MissingDependencyError, match=r"need matplotlib .*pip install"):
+        write_report(trained["sound"], tmp_path / "r.html", png=tmp_path)
 
 
 @needs_chromium

@@ -230,7 +230,7 @@ def test_without_plotly_the_search_still_has_its_results(
     message = capsys.readouterr().err
     assert message.count("warning:") == 1
     assert "search.html was left out" in message
-    assert "scripts/setup_env.sh search" in message
+    assert "scripts/setup_env.sh report" in message
 
 
 def test_a_killed_search_has_its_page_too(made: MadeSearch) -> None:

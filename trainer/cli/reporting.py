@@ -22,6 +22,11 @@ def report(
         Path | None,
         typer.Option(help="The file to write (default: report.html in the run directory)."),
     ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write each picture into as PNG too (needs matplotlib)."),
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="The same as SVG (needs matplotlib).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained page about a run: curves, gradients, findings, config.
@@ -30,7 +35,7 @@ def report(
     """
     from trainer.report import write_report
 
-    written = write_report(path, output)
+    written = write_report(path, output, png=png, svg=svg)
     answer(written.as_json(), as_json, lambda: f"{written.verdict}\n{written.path}")
 
 

@@ -13,11 +13,10 @@ from trainer.compare.groups import Group
 from trainer.compare.overlay import Line, overlaid
 from trainer.pages import Figure
 from trainer.report.columns import Columns
-from trainer.report.curves import medians, value_scale
+from trainer.report.curves import is_for_log, medians, value_scale
 from trainer.report.profile import extent, points, ticks
 from trainer.report.reading import RunFiles
 
-_MOST_OF_LINEAR = 15
 VANISHED = 1e-3
 """First over last layer, below which a gradient is said to vanish (Zhang et al. 2021)."""
 
@@ -98,10 +97,8 @@ def _lay_out(
     values = {"title": {"text": panel.title, "standoff": 6}, "nticks": 5}
     values |= value_scale(panel.kind, traces)
     if panel.kind == "learning rate":
-        # Or plotly writes 800 micro.
-        values["exponentformat"] = "e"
         peaks = [max((y for y in trace["y"] if y is not None), default=0) for trace in traces]
-        if min(peaks) > 0 and max(peaks) / min(peaks) > _MOST_OF_LINEAR:
+        if is_for_log(min(peaks), max(peaks)):
             values["type"] = "log"
     layout[f"xaxis{x[1:]}"] = time
     layout[f"yaxis{y[1:]}"] = {**values, "domain": domain(*place), "anchor": x}

@@ -118,7 +118,7 @@ def _results_section(results: Results, folder: Path) -> Blocks:
 
 
 def _group_table(results: Results) -> Html:
-    columns = ["config", "seeds", *(each.title for each in results.quantities), "gradients"]
+    columns = ["config", "seeds", *(each.title for each in results.quantities), "findings"]
     rows = []
     for index, group in enumerate(results.groups):
         cells: list[Any] = [_named(group.label, index), group.num_seeds]
@@ -140,7 +140,7 @@ def _marked(decision: Decision, index: int, interval: Interval | None) -> Html |
 
 def _run_table(results: Results, folder: Path) -> Html:
     titles = [each.title for each in results.quantities]
-    columns = ["run", "state", "epochs", *titles, "gradients", "folder"]
+    columns = ["run", "state", "epochs", *titles, "findings", "folder"]
     rows = []
     for index, group in enumerate(results.groups):
         for label, run in zip(group.labels, group.runs, strict=True):

@@ -14,7 +14,7 @@ from trainer.compare.groups import Group
 from trainer.compare.overlay import Line, overlaid
 from trainer.gradient_log import GradientLog
 from trainer.pages import Figure, plot_text
-from trainer.report.columns import forward_order, raw_is_nonfinite
+from trainer.report.columns import forward_order, raw_is_nonfinite, update_is_nonfinite
 from trainer.report.profile import extent, points, ticks, window_name
 from trainer.report.reading import RunFiles
 from trainer.report.scales import place_axis, unique_labels
@@ -24,7 +24,8 @@ from trainer.report.scales import place_axis, unique_labels
 _LEAST_IN_COMMON = 0.75
 _WIDE_LABELS, _NARROW_LABELS = 12, 14
 _TIMES = ("first", "middle", "last")
-_QUANTITIES = (("gradient norm", "raw_norm/median"), ("update ratio", "update_ratio/median"))
+_UPDATES = "update_ratio/median"
+_QUANTITIES = (("gradient norm", "raw_norm/median"), ("update ratio", _UPDATES))
 
 
 def common_places(logs: Sequence[GradientLog]) -> list[str] | None:
@@ -151,7 +152,8 @@ def _window(log: GradientLog, time: str) -> int:
 def _profile(log: GradientLog, stat: str, window: int) -> np.ndarray:
     kernels = log.kernels if len(log.kernels) else forward_order(log)
     values = log.stat(stat)[window, kernels].astype(np.float64)
-    return np.where(raw_is_nonfinite(log)[window, kernels], np.inf, values)
+    is_lost = update_is_nonfinite(log) if stat == _UPDATES else raw_is_nonfinite(log)
+    return np.where(is_lost[window, kernels], np.inf, values)
 
 
 def _line(

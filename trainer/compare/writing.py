@@ -78,7 +78,7 @@ class Comparison:
                     "seed": seed,
                     "epochs": len(run.history),
                     **{each.key: each.of(run) for each in self.results.quantities},
-                    "gradients": health([run]),
+                    "health": health([run]),
                     "findings": [finding.rule for finding in run.diagnosis.findings],
                 }
                 for label, run, seed in zip(group.labels, group.runs, group.seeds, strict=True)
@@ -87,7 +87,7 @@ class Comparison:
 
     def as_text(self) -> str:
         """Return a table of all runs, and what they come to, for people."""
-        rows: list[tuple[str, ...]] = [("run", "state", "epochs", *self._titles(), "gradients")]
+        rows: list[tuple[str, ...]] = [("run", "state", "epochs", *self._titles(), "findings")]
         for index, group in enumerate(self.results.groups):
             for label, run in zip(group.labels, group.runs, strict=True):
                 values = [(each, each.of(run)) for each in self.results.quantities]

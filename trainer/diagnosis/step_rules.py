@@ -11,6 +11,7 @@ from trainer.diagnosis.finding import CannotJudge, Finding, Remedy, Severity
 from trainer.diagnosis.registry import rule
 from trainer.diagnosis.remedies import scaled_rate
 from trainer.diagnosis.signal_rules import PERSISTENT
+from trainer.recorded_steps import is_shorter
 
 
 @rule("large_updates", rank=3)
@@ -125,7 +126,7 @@ def clipping(evidence: Evidence) -> list[Finding]:
     known = np.isfinite(raw) & (raw > 0)
     if not known.any():
         raise CannotJudge("no step has a finite gradient")
-    acts = known & (clipped < raw)
+    acts = known & is_shorter(clipped, raw)
     share = float(acts.sum() / known.sum())
     steps = (int(log.steps["step"][0]), int(log.steps["step"][-1]))
     if share < 1e-3 and known.sum() >= 100:

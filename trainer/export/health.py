@@ -8,6 +8,7 @@ import numpy as np
 
 from trainer.errors import RunDirectoryError
 from trainer.gradient_log import GradientLog, first_to_last_ratio
+from trainer.recorded_steps import is_shorter
 from trainer.run_dir import RunDir
 
 
@@ -34,7 +35,7 @@ def gradient_health(run: RunDir) -> dict[str, Any] | None:
             "recorded_steps": len(log.steps),
             "nonfinite_steps": int(np.sum(~np.isfinite(raw))),
             "skipped_steps": int(np.sum(log.steps["skipped"])),
-            "clipped_fraction": float(np.mean(clipped < raw)),
+            "clipped_fraction": float(np.mean(is_shorter(clipped, raw))),
             "raw_norm_median": float(np.median(raw[in_last])),
             "first_to_last_ratio": first_to_last_ratio(
                 log.stat("raw_norm/median")[-1], log.kernels

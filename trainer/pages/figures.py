@@ -164,7 +164,7 @@ def compressed_plotly() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise MissingDependencyError(
-            f"a page with plots needs plotly ({error}). Run: scripts/setup_env.sh search"
+            f"a page with plots needs plotly ({error}). Run: scripts/setup_env.sh report"
         ) from None
     # Without the time, the same page has the same bytes.
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()

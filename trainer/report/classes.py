@@ -32,7 +32,7 @@ def classes_section(files: RunFiles) -> list[str | Html | Figure]:
 
 
 def _blocks(evaluation: Any) -> list[str | Html | Figure]:
-    classes = evaluation["classes"]
+    classes, loss = evaluation["classes"], evaluation["loss"]
     columns = ["class", "images", "precision", "recall", "f1"]
     rows = [
         [
@@ -45,7 +45,8 @@ def _blocks(evaluation: Any) -> list[str | Html | Figure]:
     what = "synthetic test images" if evaluation.get("synthetic") else "test images"
     return [
         f"{evaluation['num_images']:,} {what}: accuracy {evaluation['accuracy']:.4f}, "
-        f"loss {evaluation['loss']:.4f}.",
+        # JSON has no NaN: of a model whose weights are not finite.
+        f"loss {'not finite' if loss is None else f'{loss:.4f}'}.",
         _confusion([each["name"] for each in classes], evaluation["confusion"]),
         table(
             columns,

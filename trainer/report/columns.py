@@ -133,10 +133,7 @@ def gradient_picture(log: GradientLog, columns: Columns) -> Picture:
 
 def ratio_picture(log: GradientLog, columns: Columns) -> Picture:
     """Return the update ratio of each variable; absent where the weight is nothing but zeros."""
-    is_nonfinite = ~np.isfinite(log.stat("update_norm/max")) | ~np.isfinite(
-        log.stat("weight_norm/max")
-    )
-    return Picture.of(columns, log.stat("update_ratio/median"), is_nonfinite)
+    return Picture.of(columns, log.stat("update_ratio/median"), update_is_nonfinite(log))
 
 
 def activation_picture(log: GradientLog, columns: Columns) -> Picture:
@@ -149,6 +146,12 @@ def activation_picture(log: GradientLog, columns: Columns) -> Picture:
 def raw_is_nonfinite(log: GradientLog) -> np.ndarray:
     """Return where a raw gradient was not finite, shape (windows, variables), bool."""
     return np.asarray(~np.isfinite(log.stat("raw_norm/max")))
+
+
+def update_is_nonfinite(log: GradientLog) -> np.ndarray:
+    """Return where an update or its weight was not finite, shape (windows, variables), bool."""
+    norms = log.stat("update_norm/max"), log.stat("weight_norm/max")
+    return ~(np.isfinite(norms[0]) & np.isfinite(norms[1]))
 
 
 def forward_order(log: GradientLog) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from trainer.diagnosis.finding import Finding
 from trainer.gradient_log import GradientLog
 from trainer.pages import Figure
+from trainer.recorded_steps import is_shorter
 from trainer.report.columns import Columns
 from trainer.report.reading import RunFiles
 from trainer.report.scales import numbers
@@ -18,8 +19,6 @@ from trainer.report.scales import numbers
 LOSS_ANCHOR = "loss-by-time"
 CLIP_ANCHOR = "clipping-by-time"
 _MOST_EPOCHS_WITH_MARKERS = 60
-# Clipping scales what it does not clip by one, and that rounds in float32.
-_ROUNDING = 1e-5
 _MOST_OF_LINEAR = 15
 _LEAST_OF_ACCURACY = 0.02
 
@@ -46,7 +45,8 @@ def loss_figure(
     layout = stacked([name for name, _ in rows], shares, "epoch" if files.epoch_steps else "step")
     for index, (name, traces) in enumerate(rows):
         layout[f"yaxis{index + 1}" if index else "yaxis"] |= value_scale(name, traces)
-    shapes, annotations = _where_not_finite(files)
+    has_curve = rows[0][0] == "loss"
+    shapes, annotations = _where_not_finite(files, has_curve)
     layout |= {"shapes": shapes, "annotations": annotations}
     return Figure(
         label="Curves by epoch: " + ", ".join(name for name, _ in rows),
@@ -68,12 +68,19 @@ def value_scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any
     if not values:
         return {}
     low, high = min(values), max(values)
-    if name == "loss" and low > 0 and high / low > _MOST_OF_LINEAR:
+    if name == "loss" and is_for_log(low, high):
         return {"type": "log", **_decade_ticks(low, high)}
     if name == "accuracy" and high - low < _LEAST_OF_ACCURACY:
         middle = (low + high) / 2
         return {"range": [middle - _LEAST_OF_ACCURACY, middle + _LEAST_OF_ACCURACY]}
-    return {"rangemode": "tozero"} if name == "learning rate" else {}
+    if name == "learning rate":
+        return {"rangemode": "tozero", "exponentformat": "power"}
+    return {"exponentformat": "power"}
+
+
+def is_for_log(low: float, high: float) -> bool:
+    """Whether values are too far apart for a linear scale."""
+    return low > 0 and high / low > _MOST_OF_LINEAR
 
 
 def _decade_ticks(low: float, high: float) -> dict[str, Any]:
@@ -206,7 +213,9 @@ def medians(parts: Sequence[np.ndarray]) -> list[float]:
     return [float(np.median(part)) if part.size else float("nan") for part in finite]
 
 
-def _where_not_finite(files: RunFiles) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _where_not_finite(
+    files: RunFiles, has_curve: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a line where the loss was first not finite: a curve cannot show that."""
     first: float | None = None
     if files.log is not None and files.log.header.has_loss:
@@ -236,7 +245,7 @@ def _where_not_finite(files: RunFiles) -> tuple[list[dict[str, Any]], list[dict[
         "yref": "paper",
         "xanchor": "left",
         "yanchor": "top",
-        "text": " loss not finite from here",
+        "text": f" {'loss not finite from here' if has_curve else 'the loss was never finite'}",
         "showarrow": False,
         "font": {"color": "var(--bad)"},
     }
@@ -298,12 +307,6 @@ def clip_figure(log: GradientLog, columns: Columns, findings: Mapping[str, Findi
             for key, finding in findings.items()
         },
     )
-
-
-def is_shorter(clipped: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """Return where clipping made a norm shorter by more than rounding does; bool, as `raw`."""
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.isfinite(raw) & (clipped < raw * (1 - _ROUNDING)))
 
 
 def _from_zero_to_one(layout: dict[str, Any]) -> dict[str, Any]:

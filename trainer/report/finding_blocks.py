@@ -32,6 +32,11 @@ def mark_of(index: int) -> str:
     return f"finding-{index}"
 
 
+def is_about_gradients(finding: Finding) -> bool:
+    """Whether a finding is about the signal, and not about data or what was learned."""
+    return finding.windows_seen > 0 and finding.rule not in _OF_CURVES
+
+
 def anchor_of(finding: Finding, drawn: Sequence[str]) -> str | None:
     """Return the anchor of the plot that shows a finding, None if none does.
 

@@ -208,20 +208,20 @@ def _plot_height(panel: _Panel, most: int) -> int:
 def _wide_layout(panels: Sequence[_Panel]) -> tuple[dict[str, Any], int]:
     inner = max(_plot_height(panel, _CSS_HEIGHTS[1]) for panel in panels)
     spans = [(0.0, 0.37), (0.4, 0.69), (0.72, 1.0)] if len(panels) == 3 else [(0, 0.51), (0.55, 1)]
-    layout: dict[str, Any] = {"margin": {"t": 64, "l": 8, "r": 8, "b": 8}}
+    layout: dict[str, Any] = {"margin": {"t": 64, "l": 8, "r": 8, "b": 48}}
     for panel, span in zip(panels, spans, strict=True):
         layout |= _axes(panel, span, (0.0, 1.0), inner, letters=26)
-    layout["annotations"] = [_title(panel) for panel in panels]
+    layout["annotations"] = [each for panel in panels for each in _titles(panel)]
     layout["yaxis2"] |= {"matches": "y", "showticklabels": False}
     if len(panels) == 3:
         layout["yaxis3"]["side"] = "right"
-    return layout, inner + 120
+    return layout, inner + 112
 
 
 def _narrow_layout(panels: Sequence[_Panel]) -> tuple[dict[str, Any], int]:
     heights = [_plot_height(panel, 420) for panel in panels]
     inner = sum(heights) + _GAP * (len(panels) - 1)
-    layout: dict[str, Any] = {"margin": {"t": 64, "l": 4, "r": 10, "b": 8}}
+    layout: dict[str, Any] = {"margin": {"t": 64, "l": 4, "r": 10, "b": 48}}
     top = inner
     for panel, height in zip(panels, heights, strict=True):
         span = ((top - height) / inner, top / inner)
@@ -229,21 +229,24 @@ def _narrow_layout(panels: Sequence[_Panel]) -> tuple[dict[str, Any], int]:
         layout[f"coloraxis{panel.axis}"]["colorbar"]["y"] = span[1] + 6 / inner
         layout[f"yaxis{panel.axis}"]["tickfont"] = {"size": 9}
         top -= height + _GAP
-    layout["annotations"] = [_title(panel) for panel in panels]
-    return layout, inner + 120
+    layout["annotations"] = [each for panel in panels for each in _titles(panel)]
+    return layout, inner + 112
 
 
-def _title(panel: _Panel) -> dict[str, Any]:
-    return {
-        "text": f"<b>{panel.title}</b>",
+def _titles(panel: _Panel) -> list[dict[str, Any]]:
+    """Return what stands above and below a panel.
+
+    A colour scale without a colour has no title, and that of an axis is moved by labels.
+    """
+    place = {
         "xref": f"x{panel.axis} domain",
         "yref": f"y{panel.axis} domain",
         "x": 0.5,
-        "y": 1,
-        "yanchor": "bottom",
-        "yshift": 36,
         "showarrow": False,
     }
+    above = {"text": f"<b>{panel.title}</b>", "y": 1, "yanchor": "bottom", "yshift": 36}
+    below = {"text": "step", "y": 0, "yanchor": "top", "yshift": -22}
+    return [{**place, **above}, {**place, **below, "font": {"color": "var(--soft)"}}]
 
 
 def _axes(
@@ -258,7 +261,6 @@ def _axes(
     x: dict[str, Any] = {
         "domain": across,
         "anchor": f"y{panel.axis}",
-        "title": {"text": "step", "standoff": 4},
         "showgrid": False,
         "zeroline": False,
         "nticks": 6,

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.gradient_log import GradientLog
 from trainer.pages import Figure, plot_text
-from trainer.report.columns import forward_order, raw_is_nonfinite
+from trainer.report.columns import forward_order, raw_is_nonfinite, update_is_nonfinite
 from trainer.report.scales import numbers, place_axis, power, unique_labels
 
 STYLES = (
@@ -45,12 +45,11 @@ def profile_figure(log: GradientLog) -> Figure:
     labels = unique_labels([log.header.paths[i].removesuffix("/kernel") for i in kernels])
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {"hovermode": "x unified"}
-    lost = raw_is_nonfinite(log)[:, kernels]
-    for name, stat, axis, along in (
-        ("gradient norm", "raw_norm/median", "", (0.53, 1.0)),
-        ("update ratio", "update_ratio/median", "2", (0.0, 0.47)),
+    for name, stat, is_nonfinite, axis, along in (
+        ("gradient norm", "raw_norm/median", raw_is_nonfinite(log), "", (0.53, 1.0)),
+        ("update ratio", "update_ratio/median", update_is_nonfinite(log), "2", (0.0, 0.47)),
     ):
-        values = log.stat(stat)[:, kernels].astype(np.float64)
+        values, lost = log.stat(stat)[:, kernels].astype(np.float64), is_nonfinite[:, kernels]
         rows = {
             window: np.where(lost[window], np.inf, values[window])
             for window, _ in chosen_windows(log)

@@ -8,6 +8,7 @@ from trainer.diagnosis.finding import Remedy
 from trainer.gradient_log import first_to_last_ratio
 from trainer.pages import Html, element
 from trainer.pages.html import Child
+from trainer.report.finding_blocks import is_about_gradients
 from trainer.report.reading import RunFiles
 
 _ENDS = {
@@ -106,7 +107,8 @@ def _gradients(files: RunFiles) -> str:
         return "its gradients could not be judged"
     findings = files.diagnosis.findings
     if files.diagnosis.exit_code == 1:
-        return f"its gradients are not in order: {findings[0].message}"
+        subject = "its gradients are" if is_about_gradients(findings[0]) else "it is"
+        return f"{subject} not in order: {findings[0].message}"
     warnings = [each for each in findings if each.severity == "warning"]
     if not warnings:
         return "its gradients are in order"
@@ -135,7 +137,7 @@ def figures(files: RunFiles) -> Mapping[str, Child]:
         ratio = first_to_last_ratio(files.log.stat("raw_norm/median")[-1:], files.log.kernels)
         found["gradient, first over last layer"] = "unknown" if ratio != ratio else f"{ratio:.2g}"
         found["recorded steps"] = f"{len(files.log.steps):,}"
-    found["gradients"] = _health(files)
+    found["diagnosis"] = _health(files)
     seconds = sum(each for each in files.column("seconds") if each == each)
     if seconds:
         found["time in epochs"] = _duration(seconds)
@@ -144,7 +146,7 @@ def figures(files: RunFiles) -> Mapping[str, Child]:
 
 def _health(files: RunFiles) -> Html:
     if files.log is None:
-        return element("span", "not recorded", class_="soft")
+        return element("span", "not possible", class_="soft")
     kind, word = {0: ("good", "in order"), 1: ("bad", "not in order")}.get(
         files.diagnosis.exit_code, ("soft", "not judged")
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.report.drawings import Ending, draw_files
 from trainer.report.page import report_page
 from trainer.report.reading import RunFiles
 from trainer.report.verdict import absences, verdict
@@ -23,6 +24,7 @@ class Report:
         verdict: Its first sentence.
         missing: What it cannot show, and why.
         findings: Ids of the rules that found something, the gravest first.
+        pictures: Files of single pictures, where they were asked for.
     """
 
     run: Path
@@ -30,6 +32,7 @@ class Report:
     verdict: str
     missing: Mapping[str, str]
     findings: tuple[str, ...]
+    pictures: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return it for programs."""
@@ -40,22 +43,38 @@ class Report:
             "verdict": self.verdict,
             "findings": list(self.findings),
             "missing": dict(self.missing),
+            "pictures": [str(path) for path in self.pictures],
         }
 
 
-def write_report(path: Path | str, output: Path | None = None) -> Report:
+def write_report(
+    path: Path | str,
+    output: Path | None = None,
+    *,
+    png: Path | None = None,
+    svg: Path | None = None,
+) -> Report:
     """Write the report of a run directory, or of a folder that is just a gradient log.
 
     Args:
         path: Of the folder; a killed or damaged run does too.
         output: The file to write; `report.html` in the folder if missing.
+        png: Folder to write each picture into, as PNG.
+        svg: The same as SVG.
 
     Raises:
         RunDirectoryError: If the folder is neither, or the file cannot be written.
-        MissingDependencyError: If plotly is not there.
+        MissingDependencyError: If plotly is not there, or matplotlib for single pictures.
     """
     files = RunFiles.read(path)
     target = RunDir(files.path).report if output is None else output
+    asked: tuple[tuple[Path | None, Ending], ...] = ((png, "png"), (svg, "svg"))
+    pictures = [
+        each
+        for folder, ending in asked
+        if folder is not None
+        for each in draw_files(files, folder, ending)
+    ]
     write_text(target, report_page(files))
     return Report(
         run=files.path,
@@ -63,4 +82,5 @@ def write_report(path: Path | str, output: Path | None = None) -> Report:
         verdict=verdict(files),
         missing=absences(files),
         findings=tuple(finding.rule for finding in files.diagnosis.findings),
+        pictures=tuple(pictures),
     )
