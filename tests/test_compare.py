@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from html_pages import ReadPage, dumped, needs_chromium
 from made_runs import STEPS_OF_AN_EPOCH, make_run
-from scipy import stats
 from tiny import run_trainer, write_tiny_config
 
 from trainer.compare import Comparison, write_comparison
@@ -158,6 +157,7 @@ def test_where_cifar10_lies_makes_no_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", range(2, 9))
 def test_the_interval_is_that_of_students_t(count: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(count).normal(0.9, 0.02, count).tolist()
 
     interval = Interval.of(values)
