@@ -23,6 +23,8 @@ from trainer.report.scales import place_axis, unique_labels
 # projections on its shortcuts.
 _LEAST_IN_COMMON = 0.75
 _WIDE_LABELS, _NARROW_LABELS = 12, 14
+# A printed page is wider.
+_NARROW_BELOW = 660
 _TIMES = ("first", "middle", "last")
 _UPDATES = "update_ratio/median"
 _QUANTITIES = (("gradient norm", "raw_norm/median"), ("update ratio", _UPDATES))
@@ -87,7 +89,7 @@ def profiles_figure(groups: Sequence[Group]) -> Figure | None:
                 wide[f"yaxis{suffix}"]["showticklabels"] = False
     label = "Gradient norm and update ratio by depth in the " + ", ".join(times) + " window"
     tall = Figure(label, data, narrow, 150 + 210 * len(_QUANTITIES) * len(times))
-    return Figure(label, data, wide, 700, narrow=tall, narrow_below=720)
+    return Figure(label, data, wide, 700, narrow=tall, narrow_below=_NARROW_BELOW)
 
 
 def _empty_layout() -> dict[str, Any]:
