@@ -28,6 +28,7 @@ FLOORS = (
     },
     {"diagnosis", "runs"},
     {"live", "report"},
+    {"compare"},
     {
         "runtime",
         "data",
@@ -57,7 +58,7 @@ FLOORS = (
     {"__init__", "__main__"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-FIRST_WITH_KERAS = 6
+FIRST_WITH_KERAS = 7
 FILES = {
     path: path.relative_to(ROOT / "trainer").with_suffix("").parts[0]
     for path in sorted((ROOT / "trainer").rglob("*.py"))

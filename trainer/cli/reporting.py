@@ -1,4 +1,4 @@
-"""The verbs that show: report."""
+"""The verbs that show: report, compare."""
 
 from __future__ import annotations
 
@@ -37,3 +37,30 @@ def report(
 
     written = write_report(path, output, png=png, svg=svg)
     answer(written.as_json(), as_json, lambda: f"{written.verdict}\n{written.path}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Two to eight run directories; gradient logs of other trainings do too.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The file to write (default: comparison.html in the working directory)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained page about several runs: what differs, and what came of it.
+
+    Runs that differ only in seed are groups of the same thing; what is better is marked only
+    where the seeds leave no doubt.
+    """
+    from trainer.compare import write_comparison
+
+    written = write_comparison(runs, output)
+    answer(written.as_json(), as_json, lambda: f"{written.as_text()}\n{written.path}")

@@ -44,7 +44,7 @@ def loss_figure(
     shares = [1.0 if name != "learning rate" else 0.45 for name, _ in rows]
     layout = stacked([name for name, _ in rows], shares, "epoch" if files.epoch_steps else "step")
     for index, (name, traces) in enumerate(rows):
-        layout[f"yaxis{index + 1}" if index else "yaxis"] |= _scale(name, traces)
+        layout[f"yaxis{index + 1}" if index else "yaxis"] |= value_scale(name, traces)
     has_curve = rows[0][0] == "loss"
     shapes, annotations = _where_not_finite(files, has_curve)
     layout |= {"shapes": shapes, "annotations": annotations}
@@ -62,7 +62,7 @@ def loss_figure(
     )
 
 
-def _scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def value_scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a scale on which the curves differ, and noise of nothing does not fill the plot."""
     values = [each for trace in traces for each in trace["y"] if each is not None]
     if not values:
@@ -79,7 +79,7 @@ def _scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def is_for_log(low: float, high: float) -> bool:
-    """Whether losses are too far apart for a linear scale."""
+    """Whether values are too far apart for a linear scale."""
     return low > 0 and high / low > _MOST_OF_LINEAR
 
 
@@ -175,7 +175,7 @@ def _step_losses(files: RunFiles, columns: Columns | None) -> list[dict[str, Any
     if columns is None or files.log is None or not files.log.header.has_loss:
         return []
     steps = files.log.steps
-    losses = numbers(_medians(columns.of_steps(steps["step"], steps["loss"])), 5)
+    losses = numbers(medians(columns.of_steps(steps["step"], steps["loss"])), 5)
     if all(each is None for each in losses):
         return []
     return [
@@ -197,7 +197,7 @@ def _learning_rate(files: RunFiles, columns: Columns | None) -> list[dict[str, A
     }
     if columns is not None and files.log is not None:
         steps = files.log.steps
-        rates = numbers(_medians(columns.of_steps(steps["step"], steps["learning_rate"])))
+        rates = numbers(medians(columns.of_steps(steps["step"], steps["learning_rate"])))
         mode = "lines" if len(rates) > 2 else "lines+markers"
         return [_line(_times(files, columns), rates, mode=mode, **style)]
     rates = numbers(files.column("learning_rate"))
@@ -207,7 +207,8 @@ def _learning_rate(files: RunFiles, columns: Columns | None) -> list[dict[str, A
     return [_line(epochs, rates, mode="lines+markers", **style)]
 
 
-def _medians(parts: Sequence[np.ndarray]) -> list[float]:
+def medians(parts: Sequence[np.ndarray]) -> list[float]:
+    """Return the median of the finite values of each part, NaN where there is none."""
     finite = [part[np.isfinite(part)].astype(np.float64) for part in parts]
     return [float(np.median(part)) if part.size else float("nan") for part in finite]
 
@@ -291,7 +292,7 @@ def clip_figure(log: GradientLog, columns: Columns, findings: Mapping[str, Findi
             ),
             _line(
                 times,
-                numbers(_medians(columns.of_steps(steps["step"], left))),
+                numbers(medians(columns.of_steps(steps["step"], left))),
                 name="of the norm",
                 yaxis="y2",
                 line={"color": "var(--ink)", "width": 2},

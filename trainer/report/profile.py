@@ -54,7 +54,7 @@ def profile_figure(log: GradientLog) -> Figure:
             window: np.where(lost[window], np.inf, values[window])
             for window, _ in chosen_windows(log)
         }
-        low, high = _extent(list(rows.values()))
+        low, high = extent(list(rows.values()))
         for window, (dash, colour, symbol, _) in chosen_windows(log):
             data.append(
                 {
@@ -64,7 +64,7 @@ def profile_figure(log: GradientLog) -> Figure:
                     "x": labels,
                     "yaxis": f"y{axis}",
                     "line": {"color": colour, "dash": dash, "width": 2},
-                    **_points(rows[window], low, high, colour, symbol),
+                    **points(rows[window], low, high, colour, symbol),
                     "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
                 }
             )
@@ -72,7 +72,7 @@ def profile_figure(log: GradientLog) -> Figure:
             "domain": along,
             "title": {"text": name, "standoff": 6},
             "zeroline": False,
-            **_ticks(low, high, list(rows.values())),
+            **ticks(low, high, list(rows.values())),
         }
     below = {"anchor": "y2", "tickangle": -45, "tickfont": {"size": 11}}
     layout["xaxis"] = {**place_axis(labels, 36), **below}
@@ -81,7 +81,8 @@ def profile_figure(log: GradientLog) -> Figure:
     return Figure(label, data, layout, 560, narrow=Figure(label, data, narrow, 560))
 
 
-def _extent(rows: Sequence[np.ndarray]) -> tuple[int, int]:
+def extent(rows: Sequence[np.ndarray]) -> tuple[int, int]:
+    """Return the powers of ten between which the positive values of some rows lie."""
     values = np.concatenate(rows)
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
@@ -90,7 +91,7 @@ def _extent(rows: Sequence[np.ndarray]) -> tuple[int, int]:
     return low, max(high, low + 1)
 
 
-def _points(
+def points(
     row: np.ndarray, low: int, high: int, colour: str, symbol: str
 ) -> dict[str, list[Any] | dict[str, Any]]:
     """Return where each value is drawn; zeros below, and what is not finite above the rest."""
@@ -120,7 +121,8 @@ def _in_words(value: float) -> str:
     return "not finite" if math.isinf(value) else f"{value:.3g}"
 
 
-def _ticks(low: int, high: int, rows: Sequence[np.ndarray]) -> dict[str, Any]:
+def ticks(low: int, high: int, rows: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return a logarithmic axis, with places for what has no logarithm if there is any."""
     values = np.concatenate(rows)
     stride = math.ceil((high - low) / 6)
     places = list(range(low, high + 1, stride))

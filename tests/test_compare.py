@@ -1,0 +1,610 @@
+"""A comparison says what differs between runs, and marks as better only what seeds allow."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from html_pages import ReadPage, dumped, needs_chromium
+from made_runs import STEPS_OF_AN_EPOCH, make_run
+from scipy import stats
+from tiny import run_trainer, write_tiny_config
+
+from trainer.compare import Comparison, write_comparison
+from trainer.compare.groups import ABSENT, config_values, grouped
+from trainer.compare.overlay import STYLES
+from trainer.compare.results import VALIDATION, Interval, Results
+from trainer.config import load_config
+from trainer.errors import RunDirectoryError
+from trainer.report.reading import RunFiles
+from trainer.run_dir import RunDir
+
+PLAIN, RESIDUAL = "model.block.kind=plain", "model.block.kind=residual"
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Make a run by its name."""
+    write_tiny_config(tmp_path)
+    return lambda name, *overrides, **more: make_run(tmp_path / name, *overrides, **more)
+
+
+def compared(*runs: Path) -> tuple[Comparison, ReadPage]:
+    written = write_comparison(runs, runs[0].parent / "comparison.html")
+    return written, ReadPage(written.path.read_text(encoding="utf-8"))
+
+
+def results_of(*runs: Path) -> Results:
+    return Results(grouped([RunFiles.read(run) for run in runs]))
+
+
+def traces_of(figure: dict[str, Any], axis_title: str, width: str = "wide") -> list[Any]:
+    """Return the traces of the plot whose vertical axis has this title."""
+    layout = figure["wide"]["layout"]
+    axes = [
+        key.replace("axis", "")
+        for key, axis in layout.items()
+        if key.startswith("yaxis") and axis.get("title", {}).get("text") == axis_title
+    ]
+    return [trace for trace in figure[width]["data"] if trace["yaxis"] in axes]
+
+
+def figure_with(page: ReadPage, axis_title: str) -> dict[str, Any]:
+    (found,) = [figure for figure in page.figures if traces_of(figure, axis_title)]
+    return found
+
+
+def seeds(make: Make, kind: str, accuracies: list[float], **more: Any) -> list[Path]:
+    """Make a run a seed."""
+    return [
+        make(f"{kind}{seed}", f"model.block.kind={kind}", f"seed={seed}",
+             val_accuracy=[0.1, value], **more)
+        for seed, value in enumerate(accuracies)
+    ]  # fmt: skip
+
+
+def test_runs_that_differ_only_in_seed_and_name_are_one_group(make: Make) -> None:
+    runs = [
+        make("a", PLAIN, "seed=1", "name=x"),
+        make("b", RESIDUAL, "seed=1"),
+        make("c", PLAIN, "seed=2", "name=y"),
+    ]
+
+    groups = results_of(*runs).groups
+
+    assert [[run.path.name for run in group.runs] for group in groups] == [["a", "c"], ["b"]]
+    assert [group.label for group in groups] == ["plain", "residual"]
+    assert groups[0].labels == ("plain, seed 1", "plain, seed 2")
+
+
+def test_names_that_tell_groups_apart_are_their_labels(make: Make) -> None:
+    runs = [make("a", PLAIN, "name=plain20"), make("b", RESIDUAL, "name=resnet20")]
+
+    assert [group.label for group in results_of(*runs).groups] == ["plain20", "resnet20"]
+
+
+def test_labels_are_made_of_the_fewest_keys_that_tell_groups_apart(make: Make) -> None:
+    rate = "optimizer.learning_rate={}"
+    runs = [
+        make("a", PLAIN, rate.format(0.1), "optimizer.clipnorm=1"),
+        make("b", RESIDUAL, rate.format(0.2), "optimizer.clipnorm=2"),
+        make("c", RESIDUAL, rate.format(0.3), "optimizer.clipnorm=3"),
+    ]
+
+    assert [group.label for group in results_of(*runs).groups] == [
+        "plain (learning rate 0.1)",
+        "residual (learning rate 0.2)",
+        "residual (learning rate 0.3)",
+    ]
+
+
+def test_labels_are_unique_whatever_runs_are_called(make: Make) -> None:
+    runs = []
+    for name in "abc":
+        run = make(name, norms=None)
+        (run / "config.yaml").write_text("no_such_section: 1\n")
+        (run.parent / f"in_{name}").mkdir()
+        runs.append(run.rename(run.parent / f"in_{name}" / "run"))
+
+    labels = [label for group in results_of(*runs).groups for label in group.labels]
+    assert labels == ["run (1)", "run (2)", "run (3)"]
+
+
+def test_the_diff_has_the_keys_that_differ_and_no_other(make: Make) -> None:
+    runs = [
+        make("a", "model.stages=[{filters: 4, blocks: 1}]", "data.augment=[]"),
+        make("b", "model.stages=[{filters: 4, blocks: 2}, {filters: 8, blocks: 1}]"),
+    ]
+
+    differing = results_of(*runs).differences
+
+    assert differing["model.stages.0.blocks"] == [1, 2]
+    assert differing["model.stages.1.filters"] == [ABSENT, 8]
+    assert differing["data.augment.0.kind"] == [ABSENT, "horizontal_flip"]
+    assert not any(key.startswith(("optimizer", "seed", "name")) for key in differing)
+
+
+def test_the_page_and_the_json_show_the_diff(make: Make) -> None:
+    written, page = compared(make("a", PLAIN), make("b", RESIDUAL))
+
+    assert written.as_json()["differences"] == {
+        "model.block.kind": {"plain": "plain", "residual": "residual"}
+    }
+    assert "model.block.kind" in page.words
+    assert "fit.batch_size" not in page.words
+
+
+def test_where_cifar10_lies_makes_no_difference(tmp_path: Path) -> None:
+    path = write_tiny_config(tmp_path)
+    drop = ["data.augment=[]"]
+    values = [
+        config_values(load_config(path, ["data.source=cifar10", f"data.path={place}", *drop]))
+        for place in ("here", "there")
+    ]
+
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_the_interval_is_that_of_students_t(count: int) -> None:
+    values = np.random.default_rng(count).normal(0.9, 0.02, count).tolist()
+
+    interval = Interval.of(values)
+
+    expected = stats.t.interval(
+        0.95, count - 1, loc=np.mean(values), scale=stats.sem(values, ddof=1)
+    )
+    assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-4)
+
+
+def test_better_is_marked_where_intervals_lie_apart(make: Make) -> None:
+    runs = seeds(make, "plain", [0.5, 0.51, 0.52]) + seeds(make, "residual", [0.9, 0.91, 0.92])
+
+    written, page = compared(*runs)
+
+    decision = written.results.decisions["val_accuracy"]
+    assert decision.better == 1
+    assert written.as_json()["better"]["val_accuracy"] == "residual"
+    assert "residual is better than plain with 51.00 ± 2.48 %: it gets 91.00 ± 2.48 %" in (
+        written.verdict.replace("\u00a0", " ")
+    )
+    strong = [a for name, a in page.elements if name == "strong" and a.get("class") == "good"]
+    assert len(strong) == 2  # validation and training accuracy
+    assert "91.00 ± 2.48 %*" in written.as_text()
+
+
+def test_nothing_is_marked_where_intervals_overlap(make: Make) -> None:
+    runs = seeds(make, "plain", [0.5, 0.9]) + seeds(make, "residual", [0.6, 0.99])
+
+    written, page = compared(*runs)
+
+    assert written.results.decisions["val_accuracy"].better is None
+    assert "which is within what seeds differ by" in written.verdict
+    assert "strong" not in {name for name, _ in page.elements}
+
+
+def test_one_seed_each_marks_nothing_and_says_so(make: Make) -> None:
+    runs = seeds(make, "plain", [0.1]) + seeds(make, "residual", [0.99])
+
+    written, page = compared(*runs)
+
+    assert set(written.as_json()["better"].values()) == {None}
+    assert "one seed cannot tell whether that is more than chance" in written.verdict
+    assert "one seed each cannot tell a better config from a luckier seed" in page.words
+
+
+def test_one_config_with_one_seed_is_enough_to_mark_nothing(make: Make) -> None:
+    runs = seeds(make, "plain", [0.1, 0.1, 0.1]) + seeds(make, "residual", [0.99])
+
+    decision = results_of(*runs).decisions["val_accuracy"]
+
+    assert decision.better is None
+    assert decision.reason == "one seed cannot tell (residual)"
+
+
+def test_a_run_repeated_with_its_seed_is_one_seed(make: Make) -> None:
+    runs = [
+        make("a", PLAIN, "seed=1", val_accuracy=[0.1]),
+        make("b", PLAIN, "seed=1", val_accuracy=[0.1]),
+        make("c", RESIDUAL, "seed=1", val_accuracy=[0.9]),
+        make("d", RESIDUAL, "seed=1", val_accuracy=[0.9]),
+    ]
+
+    decision = results_of(*runs).decisions["val_accuracy"]
+
+    assert decision.better is None
+    assert [interval and interval.num_seeds for interval in decision.intervals] == [1, 1]
+
+
+def test_seeds_alone_are_summed_up(make: Make) -> None:
+    written, page = compared(*seeds(make, "plain", [0.4, 0.5, 0.6]))
+
+    mean, half = 50.0, 100 * 4.303 * statistics.stdev([0.4, 0.5, 0.6]) / math.sqrt(3)
+    assert written.verdict.replace("\u00a0", " ").startswith(
+        f"3 runs of one config (3 seeds) get {mean:.2f} ± {half:.2f} % of the validation images"
+    )
+    assert "differ in nothing but their seed and name" in page.words
+
+
+def test_a_test_accuracy_that_all_have_comes_first(make: Make) -> None:
+    runs = [make("a", PLAIN, test_accuracy=0.7), make("b", RESIDUAL, test_accuracy=0.8)]
+
+    written, _ = compared(*runs)
+
+    assert "residual gets 80.00\u00a0% of the test images right, plain 70.00" in written.verdict
+
+
+def test_a_test_accuracy_that_one_lacks_does_not_decide(make: Make) -> None:
+    written, page = compared(make("a", PLAIN, test_accuracy=0.7), make("b", RESIDUAL))
+
+    assert "of the validation images right" in written.verdict
+    assert "test accuracy" in written.as_json()["missing"]["residual"]
+    assert "trainer evaluate" in page.words
+
+
+def test_other_data_are_not_held_against_each_other(make: Make) -> None:
+    of_shapes = [make(f"a{seed}", f"seed={seed}", val_accuracy=[0.2]) for seed in (0, 1)]
+    of_noise = [
+        make(f"b{seed}", f"seed={seed}", "data.train_size=100", val_accuracy=[0.9])
+        for seed in (0, 1)
+    ]
+
+    written, _ = compared(*of_shapes, *of_noise)
+
+    decision = written.results.decisions["val_accuracy"]
+    assert decision.better is None
+    assert decision.reason == "the data differ (data.train_size)"
+    assert written.verdict.startswith("not to be held against each other")
+
+
+def test_other_classes_are_not_held_against_each_other(make: Make) -> None:
+    runs = [
+        make(f"{name}{seed}", f"model.block.kind={kind}", f"seed={seed}", classes=classes)
+        for name, kind, classes in (("a", "plain", "ab"), ("b", "residual", "cd"))
+        for seed in (0, 1)
+    ]
+
+    assert results_of(*runs).why_incomparable(VALIDATION) == "the classes differ"
+
+
+def test_speed_on_another_machine_is_not_marked(make: Make) -> None:
+    slow = seeds(make, "plain", [0.1, 0.1], images_per_second=10.0)
+    fast = seeds(make, "residual", [0.1, 0.1], images_per_second=1000.0)
+    assert results_of(*slow, *fast).decisions["images_per_second"].better == 1
+
+    for run in fast:
+        (run / "environment.json").write_text(json.dumps({"cpu": "two", "cores": 2}))
+    decision = results_of(*slow, *fast).decisions["images_per_second"]
+
+    assert decision.better is None
+    assert decision.reason == "the machines differ (cpu)"
+    assert "cpu" in compared(*slow, *fast)[1].words
+
+
+def test_a_run_that_did_not_end_counts_for_no_mean(make: Make) -> None:
+    runs = seeds(make, "plain", [0.1, 0.1]) + seeds(make, "residual", [0.9, 0.9, 0.9])
+    RunDir(runs[-1]).status.write_text('{"state": "running", "pid": 999999999}')
+
+    written, page = compared(*runs)
+
+    interval = written.results.decisions["val_accuracy"].intervals[1]
+    assert interval is not None
+    assert interval.num_seeds == 2
+    assert "the end of the run" in written.as_json()["missing"]["residual, seed 2"]
+    assert "killed" in page.words
+
+
+def test_plain_against_residual_tells_its_story_in_a_sentence(make: Make) -> None:
+    plain = make("a", PLAIN, val_accuracy=[0.1, 0.1], norms=[1e-6, 1e-3, 1.0])
+    residual = make("b", RESIDUAL, val_accuracy=[0.1, 0.9], norms=[1.0, 1.0, 1.0])
+
+    written, _ = compared(plain, residual)
+
+    assert written.verdict.replace("\u00a0", " ") == (
+        "residual gets 90.00 % of the validation images right, plain 10.00 %, and one seed "
+        "cannot tell whether that is more than chance; in plain the first layer's gradient is "
+        "1.2e-07 of the last one's (not in order: vanishing), in residual 0.12 (in order)."
+    )
+
+
+def test_curves_are_those_of_each_history(make: Make) -> None:
+    _, page = compared(
+        make("a", PLAIN, val_accuracy=[0.1, 0.2, 0.3]), make("b", RESIDUAL, val_accuracy=[0.5])
+    )
+
+    first, second = traces_of(figure_with(page, "validation accuracy"), "validation accuracy")
+    assert (first["name"], first["x"], first["y"]) == ("plain", [1, 2, 3], [0.1, 0.2, 0.3])
+    assert (second["name"], second["x"], second["y"]) == ("residual", [1], [0.5])
+    assert "markers" in second["mode"]
+
+
+def test_no_two_groups_look_alike() -> None:
+    assert len({colour for _, colour, _ in STYLES}) == len(STYLES) == 8
+    assert len({symbol for _, _, symbol in STYLES}) == 8
+
+
+def test_seeds_are_thin_and_their_mean_is_thick(make: Make) -> None:
+    runs = [*seeds(make, "plain", [0.2, 0.4]), make("r", RESIDUAL, val_accuracy=[0.1, 0.5])]
+
+    _, page = compared(*runs)
+
+    *thin, mean, other = traces_of(figure_with(page, "training accuracy"), "training accuracy")
+    assert [trace["line"]["width"] for trace in thin] == [1, 1]
+    assert mean["line"]["width"] > 1
+    assert mean["y"] == pytest.approx([0.15, 0.35])
+    assert mean["line"]["color"] == thin[0]["line"]["color"] != other["line"]["color"]
+
+
+def test_a_mean_ends_where_the_shortest_seed_does(make: Make) -> None:
+    long = make("a", "fit.epochs=3", "seed=0", val_accuracy=[0.1, 0.2, 0.3])
+    short = make("b", "fit.epochs=3", "seed=1", val_accuracy=[0.3])
+
+    _, page = compared(long, short)
+
+    mean = traces_of(figure_with(page, "validation accuracy"), "validation accuracy")[-1]
+    assert mean["x"] == [1]
+    assert mean["y"] == pytest.approx([0.2])
+
+
+def test_profiles_show_first_middle_and_last_window_of_both_quantities(make: Make) -> None:
+    _, page = compared(
+        make("a", PLAIN, norms=[1e-4, 1e-2, 1.0]), make("b", RESIDUAL, norms=[1.0, 1.0, 1.0])
+    )
+
+    figure = figure_with(page, "update ratio")
+    data = figure["wide"]["data"]
+    assert len(data) == 2 * 3 * 2
+    plain = [trace for trace in data if trace["name"] == "plain"]
+    # Four windows: the first one is halved twice until the third, thrice until the last.
+    for trace, halvings in zip(plain[:3], (0, 2, 3), strict=True):
+        assert trace["x"] == ["layer0", "layer1", "layer2"]
+        assert trace["y"] == pytest.approx([-4 + halvings * math.log10(0.5), -2, 0], abs=1e-3)
+    assert all(trace["y"] == pytest.approx([-3, -3, -3]) for trace in plain[3:])
+    assert "data" not in figure["narrow"]
+
+
+def test_networks_of_other_depths_are_laid_from_first_to_last(make: Make) -> None:
+    _, page = compared(
+        make("a", PLAIN, "name=shallow", norms=[1.0, 1.0]),
+        make("b", "name=deep", norms=[1.0] * 5),
+    )
+
+    data = figure_with(page, "update ratio")["wide"]["data"]
+    places = {trace["name"]: trace["x"] for trace in data}
+    assert places == {"shallow": [0, 1], "deep": [0, 0.25, 0.5, 0.75, 1]}
+    assert "layer3" in data[1]["text"][3]
+    assert "networks differ in their layers" in page.words
+
+
+def test_a_projection_more_does_not_make_another_depth(make: Make) -> None:
+    names = ["stem", "conv1", "conv2", "head"]
+    more = ["stem", "conv1", "shortcut", "conv2", "head"]
+    _, page = compared(
+        make("a", PLAIN, "name=plain", norms=[1.0] * 4, paths=names),
+        make("b", "name=projected", norms=[1.0] * 5, paths=more),
+    )
+
+    figure = figure_with(page, "update ratio")
+    assert figure["wide"]["layout"]["xaxis"]["categoryarray"] == more
+    assert figure["wide"]["data"][0]["x"] == names
+
+
+def test_the_ratio_by_time_is_first_over_last(make: Make) -> None:
+    _, page = compared(make("a", PLAIN, norms=[1e-3, 1, 1]), make("b", RESIDUAL))
+
+    figure = figure_with(page, "first over last layer")
+    plain, residual = traces_of(figure, "first over last layer")
+    halved = np.arange(4) * math.log10(0.5)
+    np.testing.assert_allclose(plain["y"], -3 + halved, atol=1e-3)
+    np.testing.assert_allclose(residual["y"], halved, atol=1e-3)
+    middles = (np.arange(4) * 4 + 2) / STEPS_OF_AN_EPOCH
+    np.testing.assert_allclose(plain["x"], middles, rtol=1e-5)
+    levels = [shape["y0"] for shape in figure["wide"]["layout"]["shapes"]]
+    assert levels == pytest.approx([0, -3])
+
+
+def test_a_gradient_of_zero_and_one_that_is_not_finite_stand_outside_the_scale(
+    make: Make,
+) -> None:
+    zero = make("a", PLAIN, "name=zero", norms=[0.0, 1.0])
+    lost = make("b", "name=lost", norms=[math.inf, 1.0])
+
+    _, page = compared(zero, lost)
+
+    first, second = traces_of(figure_with(page, "first over last layer"), "first over last layer")
+    ticks = figure_with(page, "first over last layer")["wide"]["layout"]["yaxis"]
+    assert set(first["y"]) == {ticks["tickvals"][ticks["ticktext"].index("0")]}
+    assert set(second["y"]) == {ticks["tickvals"][ticks["ticktext"].index("not finite")]}
+
+
+def test_seeds_whose_gradient_is_zero_have_a_mean_of_zero_and_no_other(make: Make) -> None:
+    norms = ([0.0, 0.0, 1.0], [0.0, 1e-2, 1.0])
+    runs = [make(f"a{seed}", f"seed={seed}", norms=norm) for seed, norm in enumerate(norms)]
+
+    _, page = compared(*runs)
+
+    first, _, mean = traces_of(figure_with(page, "update ratio"), "gradient norm")[:3]
+    assert mean["y"] == [first["y"][0], None, 0]
+
+
+def test_learning_rates_far_apart_are_drawn_by_powers_of_ten(make: Make) -> None:
+    runs = [make("a", PLAIN), make("b", RESIDUAL)]
+    history = runs[1] / "history.csv"
+    history.write_text(history.read_text().replace(",0.1,10", ",0.001,10"))
+    for run in runs:
+        shutil.rmtree(run / "gradients")
+
+    layout = figure_with(compared(*runs)[1], "learning rate")["wide"]["layout"]
+
+    (axis,) = [v for k, v in layout.items() if k[0] == "y" and "rate" in v["title"]["text"]]
+    assert axis["type"] == "log"
+
+
+def test_a_run_without_log_is_compared_by_what_it_has(make: Make) -> None:
+    written, page = compared(make("a", PLAIN, norms=None), make("b", RESIDUAL))
+
+    assert "of plain no gradients are known" in written.verdict
+    assert "log" in written.as_json()["missing"]["plain"]
+    assert len(traces_of(figure_with(page, "validation accuracy"), "validation accuracy")) == 2
+    losses = traces_of(figure_with(page, "training loss"), "training loss")
+    assert [trace["x"] for trace in losses] == [[1, 2], [1, 2]]  # by epoch, both of them
+
+
+def test_runs_that_ended_before_their_first_epoch_open(make: Make) -> None:
+    runs = [make(kind, f"model.block.kind={kind}", val_accuracy=[], norms=None)
+            for kind in ("plain", "residual")]  # fmt: skip
+
+    written, page = compared(*runs)
+
+    assert written.verdict.startswith("plain and residual have no accuracy in common")
+    assert page.figures == []
+
+
+def test_a_bare_log_and_a_config_of_another_version_can_be_compared(make: Make) -> None:
+    bare = make("a") / "gradients"
+    strange = make("b")
+    (strange / "config.yaml").write_text("no_such_section: 1\n")
+
+    written, page = compared(bare, strange)
+
+    assert "is not known" in page.words
+    assert figure_with(page, "update ratio")
+    assert written.as_json()["differences"] == {}
+
+
+def test_a_damaged_history_is_named_and_the_rest_stands(make: Make) -> None:
+    damaged = make("a", PLAIN)
+    (damaged / "history.csv").write_text("epoch,loss\n1,x\n")
+
+    written, page = compared(damaged, make("b", RESIDUAL))
+
+    assert "history.csv" in written.as_json()["missing"]["plain"]["history"]
+    assert figure_with(page, "update ratio")
+
+
+def test_findings_are_set_side_by_side(make: Make) -> None:
+    _, page = compared(
+        make("a", PLAIN, norms=[1e-6, 1e-3, 1.0]), make("b", RESIDUAL, norms=[1.0, 1.0, 1.0])
+    )
+
+    _, _, table = page.words.partition("what it says of the first that has it")
+    assert table.strip().startswith("vanishingerror\u2013gradients vanish")
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_too_few_and_too_many_runs_are_refused(make: Make, count: int) -> None:
+    runs = [make(f"run{index}", norms=None) for index in range(count)]
+
+    with pytest.raises(RunDirectoryError, match=f"2 to 8 runs. Received: {count}"):
+        write_comparison(runs)
+
+
+def test_a_run_that_is_there_twice_is_refused(make: Make) -> None:
+    run = make("a")
+
+    with pytest.raises(RunDirectoryError, match="there twice"):
+        write_comparison([run, run.parent / "." / "a"])
+
+
+def test_a_folder_that_is_no_run_is_refused(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="does not exist"):
+        write_comparison([make("a"), tmp_path / "nowhere"])
+
+
+def test_reports_of_the_runs_are_linked(make: Make, tmp_path: Path) -> None:
+    runs = [make("a", PLAIN), make("b", RESIDUAL)]
+    (runs[0] / "report.html").write_text("")
+
+    written = write_comparison(runs, tmp_path / "pages" / "both.html")
+
+    page = ReadPage(written.path.read_text(encoding="utf-8"))
+    links = [each for each in page.addresses() if not each.startswith("#")]
+    assert links == ["./../a/report.html"]
+
+
+def test_wild_names_are_shown_as_they_are(make: Make) -> None:
+    wild = "</script><b>&amp;"
+    runs = [make(f"run{index}", norms=[1.0, 1.0], paths=[wild, "x"]) for index in range(2)]
+    for run, name in zip(runs, ("<i>%{y}", "&lt;"), strict=True):
+        (run / "config.yaml").write_text("no_such_section: 1\n")
+        shutil.move(run, run.parent / name)
+
+    written = write_comparison([runs[0].parent / "<i>%{y}", runs[0].parent / "&lt;"],
+                               runs[0].parent / "page.html")  # fmt: skip
+
+    page = ReadPage(written.path.read_text(encoding="utf-8"))
+    assert "<i>%{y}" in page.words
+    assert "i" not in {name for name, _ in page.elements}
+    names = {trace["name"] for figure in page.figures for trace in figure["wide"]["data"]}
+    assert names == {"&lt;i&gt;%{y}", "&amp;lt;"}
+
+
+def test_the_command_line_writes_the_page_into_the_working_directory(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a", PLAIN)
+    make("b", RESIDUAL)
+    monkeypatch.chdir(tmp_path)
+    root = str(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", root)
+
+    for_people = run_trainer("compare", "a", "b")
+    for_programs = run_trainer("compare", "a", "b", "--output", "other.html", "--json")
+
+    assert for_people.returncode == 0, for_people.stderr
+    lines = for_people.stdout.splitlines()
+    assert lines[0].split()[:3] == ["run", "state", "epochs"]
+    assert lines[1].split()[:3] == ["plain", "done", "2/2"]
+    assert lines[-1] == "comparison.html"
+    assert (tmp_path / "comparison.html").is_file()
+    value = json.loads(for_programs.stdout)
+    assert value["bytes"] == (tmp_path / "other.html").stat().st_size < 5e6
+    assert [group["label"] for group in value["groups"]] == ["plain", "residual"]
+    assert value["groups"][0]["runs"][0]["val_accuracy"] == 0.4
+
+
+def test_comparing_imports_no_tensorflow(make: Make, tmp_path: Path) -> None:
+    script = (
+        "import sys; from trainer.compare import write_comparison; from pathlib import Path; "
+        "write_comparison(sys.argv[1:3], Path(sys.argv[3])); "
+        "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    arguments = [make("a"), make("b", RESIDUAL), tmp_path / "page.html"]
+    answer = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_page_asks_for_nothing_from_outside(make: Make) -> None:
+    _, page = compared(make("a", PLAIN), make("b", RESIDUAL))
+
+    assert all(each.startswith("#") for each in page.addresses())
+
+
+@needs_chromium
+def test_a_browser_draws_the_page_without_a_word(make: Make, tmp_path: Path) -> None:
+    runs = seeds(make, "plain", [0.2, 0.3], norms=[1e-6, 1e-3, 1.0])
+    written, read = compared(*runs, make("r", RESIDUAL), make("k", "seed=9", val_accuracy=[]))
+
+    page, console = dumped(written.path, tmp_path)
+
+    assert console == ""
+    assert ("html", {"lang": "en", "data-plots": "drawn"}) in page.elements
+    drawn = [a for _, a in page.elements if "js-line" in (a.get("class") or "")]
+    lines = [t for f in read.figures for t in f["wide"]["data"] if len(t["x"]) > 1]
+    assert len(drawn) == len(lines)
