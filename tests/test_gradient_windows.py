@@ -163,9 +163,21 @@ def test_the_health_figure_reaches_history(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["clipnorm", "global_clipnorm", "clipvalue"])
 def test_a_bound_that_is_never_reached_clips_nothing(kind: str, tmp_path: Path) -> None:
-    # What is left alone is multiplied by a quotient of norms, which rounds.
-    model = compiled(build_dense(), optimizer=keras.optimizers.SGD(0.1, **{kind: 1e4}))
+    # Sixteen variables and more: a division of so many numbers at a time rounds.
+    layers = [keras.layers.Dense(5, activation="tanh") for _ in range(12)]
+    model = keras.Sequential([keras.Input((5,)), *layers, keras.layers.Dense(1)])
     recorder = GradientRecorder(tmp_path, window_steps=8)
-    fit(model, recorder, epochs=4)
+    x, y = make_data()
+    fit(
+        compiled(model, optimizer=keras.optimizers.SGD(0.01, **{kind: 1.0})),
+        recorder,
+        data=(x, y * 0.01),
+    )
 
-    assert not recorder.log().stat("clipped_fraction").any()
+    log = recorder.log()
+    assert log.steps["raw_norm"].max() < 1
+    for part in ("min", "median", "max"):
+        np.testing.assert_array_equal(
+            log.stat(f"clipped_norm/{part}"), log.stat(f"raw_norm/{part}")
+        )
+    assert not log.stat("clipped_fraction").any()

@@ -175,7 +175,8 @@ def clipped_norms(
     if "clipnorm" in clipping:
         bound = clipping["clipnorm"]
         norm = tf.where(norm < _LARGEST_SQUARABLE, norm, np.inf)
-        return raw_norm * (bound / tf.maximum(norm, bound))
+        # Not by a factor that is one: Eigen's division of many numbers at a time rounds.
+        return tf.where(norm > bound, raw_norm * (bound / norm), raw_norm)
     if "global_clipnorm" in clipping:
         total = norm_of_norms(norm)
         factor = tf.minimum(1.0, clipping["global_clipnorm"] / total)
