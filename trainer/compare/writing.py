@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compare.groups import ABSENT, grouped
-from trainer.compare.page import comparison_page, epochs_text
+from trainer.compare.page import comparison_page
 from trainer.compare.results import Interval, Results
+from trainer.compare.tables import epochs_text
 from trainer.compare.verdict import health, interval_text, missing, verdict
 from trainer.errors import RunDirectoryError
 from trainer.report.reading import RunFiles
