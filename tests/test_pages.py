@@ -163,7 +163,7 @@ def test_without_plotly_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     compressed_plotly.cache_clear()
 
-    with pytest.raises(MissingDependencyError, match=r"needs plotly .*pip install"):
+    with pytest.raises(MissingDependencyError, match=r"needs plotly .*setup_env.sh report"):
         page_of(a_figure())
 
 

@@ -586,7 +586,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
-    with pytest.raises(MissingDependencyError, match=r"need matplotlib .*pip install"):
+    with pytest.raises(MissingDependencyError, match=r"need matplotlib .*setup_env.sh report"):
         write_report(trained["sound"], tmp_path / "r.html", png=tmp_path)
 
 
