@@ -176,5 +176,5 @@ def test_without_scikit_learn_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
 
-    with pytest.raises(MissingDependencyError, match=r"needs scikit-learn .*pip install"):
+    with pytest.raises(MissingDependencyError, match=r"needs scikit-learn .*setup_env.sh search"):
         importances(SEARCH, trials(20, lambda v, rng: v["rate"]))
