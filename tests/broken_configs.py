@@ -137,7 +137,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         text=MODEL + "epochs: 3\n",
         message=(
             "broken.yaml:2: epochs: unknown key. Did you mean 'fit.epochs'? Known keys: name, "
-            "seed, data, model, optimizer, schedule, fit, evaluation, gradients, runtime"
+            "seed, data, model, optimizer, schedule, fit, evaluation, gradients, runtime, search"
         ),
     ),
     BrokenConfig(
@@ -679,7 +679,7 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         message=(
             "broken.yaml:1: seed: must be greater than or equal to 0. Received: -1\n"
             "broken.yaml:2: epochs: unknown key. Did you mean 'fit.epochs'? Known keys: name, "
-            "seed, data, model, optimizer, schedule, fit, evaluation, gradients, runtime\n"
+            "seed, data, model, optimizer, schedule, fit, evaluation, gradients, runtime, search\n"
             "broken.yaml:5: model.stages[0].blocks: missing key\n"
             "broken.yaml:8: fit.epochs: duplicate key, first written in line 7. Remove one of "
             "them\n"

@@ -12,9 +12,9 @@ from trainer.config import load_config
 from trainer.data.label_noise import with_label_noise
 from trainer.data.shapes import draw_shapes
 from trainer.data.sources import Split
-from trainer.data.splits import split_off_validation
+from trainer.data.splits import load_training_data, split_off_validation
 from trainer.run_dir import read_json
-from trainer.train import _load_data, train
+from trainer.train import train
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_images_and_the_given_labels_stay_as_they_are(split: Split) -> None:
 def test_the_validation_images_are_the_same_ones_with_the_right_labels(tmp_path: Path) -> None:
     path = write_tiny_config(tmp_path)
     clean, noisy = (
-        _load_data(load_config(path, [f"data.label_noise={share}"])) for share in (0, 0.8)
+        load_training_data(load_config(path, [f"data.label_noise={share}"])) for share in (0, 0.8)
     )
     assert clean.validation is not None and noisy.validation is not None
     np.testing.assert_array_equal(noisy.validation.images, clean.validation.images)

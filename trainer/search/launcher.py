@@ -148,7 +148,7 @@ class _Lead:
     staff: Staff
     deadline: float | None
     tell: Callable[[str], None]
-    after_trial: Callable[[], None]
+    after_trial: Callable[[], None] = lambda: None
 
     def see_to_the_end(self) -> None:
         chief = self.chief
