@@ -12,9 +12,7 @@ the points that an undisturbed search tries. The table goes to `scripts/search_f
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -22,145 +20,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmark_report import table
-from search_fault_parts import SEARCH, disk_of, raising_everywhere
+from search_fault_lab import PATIENCE, Broken, Lab
+from search_fault_parts import disk_of, raising_everywhere
 
 from trainer.run_dir import is_alive, write_text
 from trainer.search.trials import read_trials
 
 ROOT = Path(__file__).resolve().parents[1]
-_PATIENCE = 180.0
-
-
-class Broken(AssertionError):
-    """What should hold after a fault does not."""
-
-
-@dataclass
-class Lab:
-    """A folder with one search.
-
-    Attributes:
-        folder: Of the fault.
-        notes: What came of it, for the table.
-    """
-
-    folder: Path
-    environment: dict[str, str]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def search(self) -> Path:
-        """The search's folder."""
-        return self.folder / "searches" / "tiny"
-
-    def config(self, *changes: tuple[str, str]) -> Path:
-        """Write the search's config, with texts replaced."""
-        text = SEARCH
-        for old, new in changes:
-            self.check(old in text, f"the config has {old!r}")
-            text = text.replace(old, new)
-        path = self.folder / "search.yaml"
-        path.write_text(text)
-        return path
-
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        """Start the search."""
-        command = [sys.executable, "-m", "trainer", "tune", "search.yaml", *options]
-        with open(self.folder / "tune.log", "a", encoding="utf-8") as log:
-            return subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-
-    def finish(self, *options: str, code: int = 0) -> dict[str, Any]:
-        """Run the search to its end, whose exit code must be this one."""
-        process = self.start("--json", *options)
-        told, _ = process.communicate(timeout=_PATIENCE)
-        self.expect_code(process.returncode, code)
-        return dict(json.loads(told))
-
-    def expect_code(self, found: int | None, code: int) -> None:
-        """Note an exit code, which must be this one."""
-        self.notes.append(f"exit {found}")
-        self.check(found == code, f"the exit code is {code}, not {found}: {self.log[-2000:]}")
-
-    @property
-    def log(self) -> str:
-        """All that the searches said."""
-        return (self.folder / "tune.log").read_text()
-
-    def wait_for(self, what: str, condition: Callable[[], object]) -> None:
-        """Wait until something has happened."""
-        end = time.monotonic() + _PATIENCE
-        while not condition():
-            self.check(time.monotonic() < end, f"{what}: {self.log[-2000:]}")
-            time.sleep(0.05)
-
-    def kill_in(self, number: int, *options: str) -> None:
-        """Start the search, and kill it once the trial has its first checkpoint."""
-        process = self.start(*options)
-        found = f"trials/{number:04d}-*/checkpoints/*.npz"
-        self.wait_for(f"trial {number} has a checkpoint", lambda: list(self.search.glob(found)))
-        process.kill()
-        process.communicate(timeout=_PATIENCE)
-
-    def wait_for_checkpoint(self) -> None:
-        """Wait until a trial that has not ended has a checkpoint."""
-
-        def is_there() -> bool:
-            found = self.search.glob("trials/*/checkpoints/*.npz")
-            return any(not (path.parents[1] / "outcome.json").exists() for path in found)
-
-        self.wait_for("a trial that has not ended has a checkpoint", is_there)
-
-    def workers_of(self, pid: int) -> list[int]:
-        """Return the processes that a launcher has started."""
-        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-    @property
-    def address(self) -> str:
-        """Where a chief of this lab listens."""
-        return "127.0.0.1:47115"
-
-    def start_chief_and_two(self) -> list[subprocess.Popen[str]]:
-        """Start a chief alone, and two workers that join it."""
-        chief = self.start("--workers", "0", "--listen", self.address)
-        return [chief, *(self.start("--chief", self.address) for _ in range(2))]
-
-    def check(self, is_so: object, claim: str) -> None:
-        """Fail the fault unless something holds."""
-        if not is_so:
-            raise Broken(claim)
-
-    def check_whole(self, num_trials: int = 3, resumed: int | None = None) -> None:
-        """Every trial has one outcome, and its epochs were trained once."""
-        trials = read_trials(self.search)
-        self.check(len(trials) == num_trials, f"{num_trials} trials, not {len(trials)}")
-        for trial in trials:
-            self.check(trial.outcome is not None, f"trial {trial.number} has an outcome")
-            self.check(len(trial.history) == 4, f"trial {trial.number} has its four epochs")
-            log = (trial.path / "trial.log").read_text()
-            epochs = re.findall(r"^epoch ([0-9]+)/", log, flags=re.MULTILINE)
-            self.check(
-                len(set(epochs)) == 4 and len(epochs) <= 5,
-                f"trial {trial.number} trains no more than one epoch twice: {epochs}",
-            )
-            if trial.number == resumed:
-                self.check("resumed from step" in log, f"trial {trial.number} was gone on with")
-                self.notes.append(f"{len(epochs)} epochs for 4")
-
-    def values(self) -> list[dict[str, Any]]:
-        """Points of the search, in order."""
-        return [dict(t.point.values) for t in read_trials(self.search)]
 
 
 FAULTS: dict[str, Callable[[Lab], None]] = {}
@@ -199,7 +68,7 @@ def _interrupted(lab: Lab) -> None:
     found = "trials/0001-*/checkpoints/*.npz"
     lab.wait_for("trial 1 has a checkpoint", lambda: list(lab.search.glob(found)))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=_PATIENCE)
+    process.communicate(timeout=PATIENCE)
     lab.expect_code(process.returncode, 130)
     lab.check("--resume" in lab.log, "it says how to go on")
     lab.finish("--resume")
@@ -254,7 +123,7 @@ FAULTS["a truncated oracle.json, then --resume"] = torn("oracle.json")
 FAULTS["a truncated trial.json of the oracle, then --resume"] = torn("trial_*/trial.json")
 
 
-@fault("a truncated outcome.json and history.csv, then --resume")
+@fault("a truncated outcome.json and no oracle state, then --resume")
 def _torn_outcome(lab: Lab) -> None:
     lab.config()
     lab.kill_in(1)
@@ -270,7 +139,7 @@ def _full_disk(lab: Lab) -> None:
     with disk_of(lab.folder / "searches", kib=350):
         lab.config()
         process = lab.start()
-        process.communicate(timeout=_PATIENCE)
+        process.communicate(timeout=PATIENCE)
         lab.expect_code(process.returncode, 2)
         lab.check("No space left" in lab.log, "it says that the disk is full")
         kept = lab.folder / "kept"
@@ -288,7 +157,7 @@ def _twice(lab: Lab) -> None:
     lab.wait_for("a trial has begun", lambda: read_trials(lab.search))
     lab.finish("--resume", code=2)
     lab.check(f"pid {first.pid}" in lab.log, "it names the other process")
-    first.communicate(timeout=_PATIENCE)
+    first.communicate(timeout=PATIENCE)
     lab.expect_code(first.returncode, 0)
     lab.check_whole()
 
@@ -299,7 +168,7 @@ def _worker_killed(lab: Lab) -> None:
     process = lab.start("--workers", "2")
     lab.wait_for_checkpoint()
     os.kill(max(lab.workers_of(process.pid)), signal.SIGKILL)
-    process.communicate(timeout=_PATIENCE)
+    process.communicate(timeout=PATIENCE)
     lab.expect_code(process.returncode, 0)
     lab.check("It is started again" in lab.log, "it says that the worker is started again")
     lab.check_whole()
@@ -312,9 +181,9 @@ def _joined_worker_killed(lab: Lab) -> None:
     lab.wait_for_checkpoint()
     first.kill()
     for each in (second, chief):
-        each.communicate(timeout=_PATIENCE)
+        each.communicate(timeout=PATIENCE)
         lab.expect_code(each.returncode, 0)
-    first.communicate(timeout=_PATIENCE)
+    first.communicate(timeout=PATIENCE)
     lab.check_whole()
 
 
@@ -324,10 +193,10 @@ def _chief_killed(lab: Lab) -> None:
     chief, first, second = lab.start_chief_and_two()
     lab.wait_for_checkpoint()
     chief.kill()
-    chief.communicate(timeout=_PATIENCE)
+    chief.communicate(timeout=PATIENCE)
     again = lab.start("--workers", "0", "--listen", lab.address, "--resume")
     for each in (first, second, again):
-        each.communicate(timeout=_PATIENCE)
+        each.communicate(timeout=PATIENCE)
         lab.expect_code(each.returncode, 0)
     lab.check_whole()
 
@@ -339,7 +208,7 @@ def _launcher_killed(lab: Lab) -> None:
     lab.wait_for_checkpoint()
     workers = lab.workers_of(process.pid)
     process.kill()
-    process.communicate(timeout=_PATIENCE)
+    process.communicate(timeout=PATIENCE)
     lab.wait_for("its workers end", lambda: not any(map(is_alive, workers)))
     lab.finish("--resume", "--workers", "2")
     lab.check_whole()
