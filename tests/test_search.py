@@ -214,7 +214,7 @@ def test_a_search_out_of_time_stops_its_trial_at_an_epoch_and_goes_on_from_there
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_search(tmp_path, "algorithm: grid", "max_hours: 1e-9", space=TWO)
-    config = load_config(path, ["fit.epochs=2"])
+    config = load_config(path, ["fit.epochs=2", "fit.checkpoint_every_epochs=2"])
     common = {"restart": False, "command": ["trainer", "tune"]}
     # The first trial has begun when the time is up.
     monkeypatch.setattr("trainer.search.searching.limit", lambda *_: lambda: False)
@@ -222,7 +222,9 @@ def test_a_search_out_of_time_stops_its_trial_at_an_epoch_and_goes_on_from_there
     [trial] = read_trials(tmp_path / "search")
     assert trial.outcome is None and len(trial.history) == 1
 
-    config = load_config(path, ["fit.epochs=2", "search.max_hours=null"])
+    config = load_config(
+        path, ["fit.epochs=2", "fit.checkpoint_every_epochs=2", "search.max_hours=null"]
+    )
     results = search(config, tmp_path / "search", resume=True, **common)
 
     assert [len(t.history) for t in results.trials] == [2, 2]

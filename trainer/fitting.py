@@ -24,7 +24,7 @@ from trainer.config import Config
 from trainer.data.pipeline import evaluation_batches, training_batches
 from trainer.data.splits import TrainingData
 from trainer.diagnosis import Finding
-from trainer.errors import InterruptedRun, NonFiniteError, UnhealthyError
+from trainer.errors import InterruptedRun, NonFiniteError, StoppedEarly, UnhealthyError
 from trainer.gradient_hook import StepHook
 from trainer.live import LiveDiagnosis
 from trainer.progress import EpochLines
@@ -42,8 +42,8 @@ class Supervision:
 
     Attributes:
         end_epoch: Up to which one it trains; the schedule is that of all `fit.epochs`.
-        on_epoch_end: Gets the rows of the history after each epoch, whose checkpoint is
-            written; what it raises ends the training.
+        on_epoch_end: Gets the rows of the history after each epoch; what it raises ends the
+            training, and `StoppedEarly` does so with a checkpoint.
         on_finding: Gets what the live diagnosis finds; the same.
     """
 
@@ -256,7 +256,12 @@ class Bookkeeping(keras.callbacks.Callback):
         if number is not None and epoch + 1 < self._fitting.end_epoch:
             self._stop(number)
         if self._fitting.supervision is not None:
-            self._fitting.supervision.on_epoch_end(self._watch.rows)
+            try:
+                self._fitting.supervision.on_epoch_end(self._watch.rows)
+            except StoppedEarly:
+                if not is_due:
+                    self._save()
+                raise
 
     def _save(self) -> None:
         recovery, live = self._watch.recovery, self._watch.live
