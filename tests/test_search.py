@@ -217,7 +217,7 @@ def test_a_search_out_of_time_stops_its_trial_at_an_epoch_and_goes_on_from_there
     config = load_config(path, ["fit.epochs=2", "fit.checkpoint_every_epochs=2"])
     common = {"restart": False, "command": ["trainer", "tune"]}
     # The first trial has begun when the time is up.
-    monkeypatch.setattr("trainer.search.searching.limit", lambda *_: lambda: False)
+    monkeypatch.setattr("trainer.search.conducting.limit", lambda *_: lambda: False)
     search(config, tmp_path / "search", resume=False, **common)
     [trial] = read_trials(tmp_path / "search")
     assert trial.outcome is None and len(trial.history) == 1

@@ -25,9 +25,8 @@ from trainer.search.chief import Chief, Event
 from trainer.search.directory import SearchDir, begin
 from trainer.search.distant import ChiefLost, Membership
 from trainer.search.interruption import interruptible
-from trainer.search.launcher import LOOPBACK, Staff, _Lead
-from trainer.search.oracles import LastingOracle
-from trainer.search.searching import open_oracle
+from trainer.search.launcher import LOOPBACK, _Lead
+from trainer.search.oracles import LastingOracle, open_oracle
 from trainer.search.trial import TrialRequest
 from trainer.search.trials import Outcome, read_trials
 from trainer.search.wire import Post
@@ -51,7 +50,7 @@ class Bench:
         self.chief = Chief(self.oracle, self.path, LOOPBACK, ["trainer", "tune"])
 
     def member(self, worker: str, **more: Any) -> Membership:
-        return Membership(self.chief.near_address, self.chief.post.token, worker, **more)
+        return Membership(self.chief.post.near_address, self.chief.post.token, worker, **more)
 
 
 @pytest.fixture()
@@ -279,7 +278,7 @@ def test_a_worker_with_the_folder_of_another_search_is_refused(
     Post.new(bench.chief.post.address).write(other)
 
     with pytest.raises(SearchError, match=r"other: .*runs another search"):
-        joining.join(bench.chief.near_address, other)
+        joining.join(bench.chief.post.near_address, other)
 
     assert bench.chief.members == []
 
@@ -290,7 +289,7 @@ def test_a_worker_that_means_another_search_is_refused_and_told_what_differs(
     other = load_config(bench.path / "config.yaml", ["search.objective=val_loss"])
 
     with pytest.raises(SearchError, match=r"search.objective was 'val_accuracy' and is 'val_loss'"):
-        joining.join(bench.chief.near_address, bench.path, other)
+        joining.join(bench.chief.post.near_address, bench.path, other)
 
 
 def test_a_worker_waits_for_no_chief_for_ever(
@@ -324,12 +323,12 @@ def test_a_worker_comes_back_to_a_chief_that_was_away(
     first = bench.chief
     first.__enter__()
     counts: list[int] = []
-    join = partial(joining.join, first.near_address, bench.path, worker="a")
+    join = partial(joining.join, first.post.near_address, bench.path, worker="a")
     thread = threading.Thread(target=lambda: counts.append(join()))
     thread.start()
     assert gone.wait(20)
     directory = SearchDir(bench.path)
-    with Chief(open_oracle(bench.config, directory), bench.path, first.near_address) as second:
+    with Chief(open_oracle(bench.config, directory), bench.path, first.post.near_address) as second:
         thread.join(20)
 
         assert second.is_done
@@ -364,7 +363,7 @@ class StandIn:
 def lead_with(bench: Bench, *crew: StandIn, listen: str | None = None) -> list[str]:
     told: list[str] = []
     hands: Any = list(crew)
-    _Lead(bench.chief, hands, Staff(len(crew), listen), None, told.append).see_to_the_end()
+    _Lead(bench.chief, hands, listen, None, told.append).see_to_the_end()
     return told
 
 

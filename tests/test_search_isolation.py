@@ -14,9 +14,9 @@ from tiny import environment
 from trainer.errors import DataError, InterruptedRun, SearchError
 from trainer.run_dir import is_alive, read_json
 from trainer.search import isolation
+from trainer.search.crew import Staff
 from trainer.search.directory import SearchDir, begin
 from trainer.search.isolation import run_isolated
-from trainer.search.launcher import Staff
 from trainer.search.searching import search
 from trainer.search.trial import OutOfTime, TrialRequest
 from trainer.search.trials import Point, read_trial

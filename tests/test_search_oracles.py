@@ -11,7 +11,7 @@ from searches import GRID, SPACE, FakeTrials, Killed, load_search
 
 from trainer.config import Config
 from trainer.search.directory import SearchDir
-from trainer.search.searching import open_oracle
+from trainer.search.oracles import open_oracle
 from trainer.search.trials import read_trials
 from trainer.search.worker import work
 
@@ -143,7 +143,7 @@ def test_hyperband_goes_on_with_a_point_in_place_of_beginning_it_anew(tmp_path: 
 
 def test_no_trial_begins_once_the_epochs_of_the_search_are_used_up(tmp_path: Path) -> None:
     config = search_of(tmp_path, "random", "max_epochs: 7")
-    from trainer.search.searching import limit
+    from trainer.search.conducting import limit
 
     oracle = open_oracle(config, SearchDir(tmp_path / "limited"))
     oracle.is_over = limit(config, tmp_path / "limited", None)
@@ -159,3 +159,14 @@ def test_keras_tuner_does_not_need_tensorboard_here(tmp_path: Path) -> None:
     go_on(search_of(tmp_path, "random"), tmp_path / "plain", FakeTrials())
 
     assert "tensorboard" not in sys.modules
+
+
+def test_a_grid_has_a_point_for_every_worker_at_once(tmp_path: Path) -> None:
+    config = search_of(tmp_path, "grid")
+    oracle = open_oracle(config, SearchDir(tmp_path / "search"))
+
+    first = [oracle.create_trial(worker) for worker in "abcd"]
+
+    assert [trial.status for trial in first] == ["RUNNING"] * 4
+    points = [tuple(sorted(trial.hyperparameters.values.items())) for trial in first]
+    assert len(set(points)) == 4

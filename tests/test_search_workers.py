@@ -18,8 +18,8 @@ from trainer import cli
 from trainer.config import load_config
 from trainer.errors import SearchError
 from trainer.run_dir import is_alive
+from trainer.search.crew import Staff
 from trainer.search.directory import locked
-from trainer.search.launcher import Staff
 from trainer.search.results import Results
 from trainer.search.searching import search
 from trainer.search.trials import read_trial

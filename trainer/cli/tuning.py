@@ -92,14 +92,14 @@ def tune(
         _retrain(path, overrides or [], as_json)
         return
     _require_keras_tuner()
-    import_tensorflow()
     if chief is not None:
+        import_tensorflow()
         from trainer.search.joining import join
 
         count = join(chief, path, loaded, isolate=isolate)
         answer({"search": str(path), "trials": count}, as_json, lambda: str(path))
         return
-    from trainer.search.launcher import Staff
+    from trainer.search.crew import Staff
     from trainer.search.searching import search
 
     staff = Staff(workers, listen, isolate)
@@ -110,7 +110,6 @@ def tune(
 @app.command(name="tune-worker", hidden=True)
 def tune_worker(
     search: Path,
-    chief: Annotated[str, typer.Option()],
     name: Annotated[str, typer.Option()],
     parent: Annotated[int, typer.Option()],
     isolate: Annotated[bool, typer.Option("--isolate")] = False,
@@ -121,7 +120,7 @@ def tune_worker(
     import_tensorflow()
     from trainer.search.joining import join
 
-    join(chief, search, worker=name, parent=parent, isolate=isolate)
+    join(None, search, worker=name, parent=parent, isolate=isolate)
 
 
 @app.command(name="tune-trial", hidden=True)

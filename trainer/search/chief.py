@@ -41,8 +41,6 @@ from trainer.search.wire import (
 # A worker has two calls under way at most, and a sign of life must not wait for an oracle
 # that thinks about the next point. A thread is made when it is needed.
 _MOST_CALLS = 256
-# Every address of this machine is none to call.
-_NEAR = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
 @dataclass(frozen=True)
@@ -137,12 +135,6 @@ class Chief:
         # First: a worker that finds no chief looks here whether there is anything to wait for.
         replace(self.post, is_open=False).write(self._search)
         self._server.stop(grace=1.0).wait()
-
-    @property
-    def near_address(self) -> str:
-        """Where workers of this machine find it."""
-        host, port = split_address(self.post.address, "--listen")
-        return f"{_NEAR.get(host, host)}:{port}"
 
     @property
     def is_done(self) -> bool:

@@ -1,4 +1,4 @@
-"""One worker process of this machine, which may have to be started more than once."""
+"""The worker processes of this machine, each of which may have to be started more than once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,62 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import Config
 from trainer.search.directory import SearchDir
-from trainer.search.isolation import ending
+from trainer.search.interruption import ending
 from trainer.search.shares import environment_of
+
+
+@dataclass(frozen=True)
+class Staff:
+    """Who trains the trials of a search.
+
+    Attributes:
+        workers: Processes to start on this machine. One, without `listen`, is this process.
+        listen: `HOST:PORT` for workers that come by themselves; None for the loopback.
+        isolate: Whether each trial runs in a process of its own.
+    """
+
+    workers: int = 1
+    listen: str | None = None
+    isolate: bool = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process does all by itself."""
+        return self.workers == 1 and self.listen is None
+
+
+ALONE = Staff()
+
+
+@contextmanager
+def started(directory: SearchDir, config: Config, staff: Staff) -> Iterator[list[Hand]]:
+    """Start the workers of this machine, and leave none behind.
+
+    They import TensorFlow, which takes seconds, and then wait for the chief that this process
+    becomes meanwhile.
+    """
+    hands = (
+        []
+        if staff.is_alone
+        else [
+            Hand(number, staff.workers, directory, config, staff.isolate)
+            for number in range(staff.workers)
+        ]
+    )
+    try:
+        for hand in hands:
+            hand.start()
+        yield hands
+    finally:
+        for hand in hands:
+            hand.kill()
 
 
 class Hand:
@@ -20,7 +70,6 @@ class Hand:
     Args:
         number: Among those of this machine, from 0; also its name.
         count: How many there are, which share the machine.
-        chief: The chief's address.
         directory: Of the search.
         config: Of the search.
         isolate: Whether each trial runs in a process of its own.
@@ -35,7 +84,6 @@ class Hand:
         self,
         number: int,
         count: int,
-        chief: str,
         directory: SearchDir,
         config: Config,
         isolate: bool,
@@ -45,7 +93,6 @@ class Hand:
         self.deaths = 0
         self._number = number
         self._count = count
-        self._chief = chief
         self._directory = directory
         self._config = config
         self._isolate = isolate
@@ -79,7 +126,7 @@ class Hand:
         self._started = time.monotonic()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "trainer", "tune-worker", str(self._directory.path)]
-        command += ["--chief", self._chief, "--name", self.name, "--parent", str(os.getpid())]
+        command += ["--name", self.name, "--parent", str(os.getpid())]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [*command, *(["--isolate"] if self._isolate else [])],

@@ -1,4 +1,4 @@
-"""How a signal ends the work of a search wherever it stands, and not only within `fit`."""
+"""How a process of a search ends: by a signal wherever it stands, and not only within `fit`."""
 
 from __future__ import annotations
 
@@ -65,3 +65,10 @@ def watch_parent(parent: int) -> None:
         interrupt_main()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def ending(code: int) -> str:
+    """Return how a process ended: its exit code, or the name of the signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    return next((each.name for each in signal.Signals if each == -code), f"signal {-code}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from trainer import errors
 from trainer.errors import InterruptedRun, SearchError, TrainerError
-from trainer.search.interruption import interruptible, watch_parent
+from trainer.search.interruption import ending, interruptible, watch_parent
 from trainer.search.trial import (
     MOST_ATTEMPTS,
     OutOfTime,
@@ -151,13 +151,6 @@ def _how_it_died(code: int) -> str:
             "fewer --workers, need less"
         )
     return f"its process died {MOST_ATTEMPTS} times in a row, at last of {ending(code)}{hint}"
-
-
-def ending(code: int) -> str:
-    """Return how a process ended: its exit code, or the name of the signal."""
-    if code >= 0:
-        return f"exit code {code}"
-    return next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
 
 
 def _log(request: TrialRequest) -> Path:

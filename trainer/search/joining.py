@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import socket
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
 
 from trainer.config import Config, load_config
-from trainer.errors import InterruptedRun, SearchError
+from trainer.errors import InterruptedRun, RunDirectoryError, SearchError
 from trainer.search.directory import SearchDir, changes
 from trainer.search.distant import ChiefLost, Membership
 from trainer.search.interruption import has_lost, interruptible
@@ -26,10 +27,11 @@ _FIRST_SECONDS = 60.0
 # A chief that was killed is started again by a person.
 _RETURN_SECONDS = 600.0
 _TRY_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 
 
 def join(
-    address: str,
+    address: str | None,
     path: Path,
     config: Config | None = None,
     *,
@@ -43,7 +45,7 @@ def join(
     minutes for the chief to come back.
 
     Args:
-        address: `HOST:PORT` on which the chief listens.
+        address: `HOST:PORT` on which the chief listens; None waits until `parent` is one.
         path: The folder of the search, on a file system that the chief shares.
         config: What the caller believes the search to be; None takes what it is.
         worker: A name that no other worker has; None makes one.
@@ -66,6 +68,10 @@ def join(
         count += 1
         say(f"{outcome.state}, {outcome.score:.4f}: {dict(point.values)} ({outcome.reason})")
 
+    if address is None:
+        address = _address_of(parent, path)
+        if address is None:
+            return 0
     while True:
         membership = None
         try:
@@ -103,6 +109,21 @@ def join(
         except ChiefLost:
             pass
         say(f"the chief on {address} is away, or has given this worker up; coming back to it")
+
+
+def _address_of(parent: int | None, path: Path) -> str | None:
+    """Wait until the process that started this one is the chief, and return where it listens.
+
+    Returns:
+        None if that process is gone.
+    """
+    while not has_lost(parent):
+        with suppress(RunDirectoryError):  # Of an earlier chief, which is replaced.
+            post = Post.read(path)
+            if post is not None and post.pid == parent:
+                return post.near_address
+        time.sleep(_LOOK_SECONDS)
+    return None
 
 
 def _come(

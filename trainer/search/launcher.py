@@ -5,10 +5,8 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from trainer.config import Config
 from trainer.errors import SearchError
 from trainer.search.chief import Chief, Event
 from trainer.search.crew import Hand
@@ -30,34 +28,11 @@ _STOP_SECONDS = 150.0
 _LONELY_SECONDS = 3600.0
 
 
-@dataclass(frozen=True)
-class Staff:
-    """Who trains the trials of a search.
-
-    Attributes:
-        workers: Processes to start on this machine. One, without `listen`, is this process.
-        listen: `HOST:PORT` for workers that come by themselves; None for the loopback.
-        isolate: Whether each trial runs in a process of its own.
-    """
-
-    workers: int = 1
-    listen: str | None = None
-    isolate: bool = False
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this process does all by itself."""
-        return self.workers == 1 and self.listen is None
-
-
-ALONE = Staff()
-
-
 def lead(
     oracle: LastingOracle,
     directory: SearchDir,
-    config: Config,
-    staff: Staff,
+    hands: list[Hand],
+    listen: str | None,
     *,
     command: Sequence[str],
     deadline: float | None,
@@ -69,8 +44,8 @@ def lead(
     Args:
         oracle: Chooses the points.
         directory: Of the search, which this process holds.
-        config: Of the search.
-        staff: Who works.
+        hands: The workers of this machine, started; those that have ended are taken out.
+        listen: `HOST:PORT` for workers that come by themselves; None for the loopback.
         command: The command line, for the trials' `environment.json`.
         deadline: As `time.time()`; see `TrialRequest`.
         tell: Prints a line for people.
@@ -82,44 +57,21 @@ def lead(
         SearchError: If the workers die again and again, or none comes.
         TrainerError: What every trial of this machine would meet.
     """
-    listen = staff.listen or LOOPBACK
-    with Chief(oracle, directory.path, listen, command, deadline) as chief:
+    with Chief(oracle, directory.path, listen or LOOPBACK, command, deadline) as chief:
         tell(
             f"chief on {chief.post.address}; another worker that sees {directory.path} can join: "
             f"trainer tune CONFIG --chief {chief.post.address}"
         )
-        with _crew(chief, directory, config, staff, tell) as crew:
-            _Lead(chief, crew, staff, deadline, tell, after_trial).see_to_the_end()
+        try:
+            _Lead(chief, hands, listen, deadline, tell, after_trial).see_to_the_end()
+        except BaseException:
+            # A second signal ends the wait.
+            with interruptible():
+                tell("the workers save their trials and stop (Ctrl-C to stop them at once)")
+                _stop(chief, hands)
+            raise
     if chief.is_closed:
         raise OutOfTime("the search has reached search.max_hours")
-
-
-@contextmanager
-def _crew(
-    chief: Chief,
-    directory: SearchDir,
-    config: Config,
-    staff: Staff,
-    tell: Callable[[str], None],
-) -> Iterator[list[Hand]]:
-    """Start the workers of this machine, and leave none behind."""
-    crew = [
-        Hand(number, staff.workers, chief.near_address, directory, config, staff.isolate)
-        for number in range(staff.workers)
-    ]
-    try:
-        for hand in crew:
-            hand.start()
-        yield crew
-    except BaseException:
-        # A second signal ends the wait.
-        with interruptible():
-            tell("the workers save their trials and stop (Ctrl-C to stop them at once)")
-            _stop(chief, crew)
-        raise
-    finally:
-        for hand in crew:
-            hand.kill()
 
 
 def _stop(chief: Chief, crew: Sequence[Hand]) -> None:
@@ -145,7 +97,7 @@ class _Lead:
 
     chief: Chief
     crew: list[Hand]
-    staff: Staff
+    listen: str | None
     deadline: float | None
     tell: Callable[[str], None]
     after_trial: Callable[[], None] = lambda: None
@@ -169,7 +121,7 @@ class _Lead:
                 last_seen = now
             elif chief.is_done or chief.is_closed:
                 return
-            elif self.staff.listen is None:
+            elif self.listen is None:
                 raise SearchError("no worker is left, and there are trials to do")
             elif now - last_seen > _LONELY_SECONDS:
                 raise SearchError(
@@ -178,7 +130,7 @@ class _Lead:
                 )
             if chief.is_done:
                 farewell = farewell or now + _FAREWELL_SECONDS
-                if now > farewell:
+                if now > farewell or not chief.members:
                     # Who has not asked by now finds in the folder that nothing is left.
                     return
 

@@ -6,7 +6,9 @@ trial has begun; and propose a point again that was tried already. These do not.
 
 from __future__ import annotations
 
+import shutil
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from functools import cmp_to_key
@@ -19,7 +21,9 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from trainer.config import Config
 from trainer.errors import MissingDependencyError
 from trainer.run_dir import write_json
+from trainer.search.directory import SearchDir
 from trainer.search.space import hyperparameters
+from trainer.terminal import say
 
 _DEFAULT_TRIALS = 20
 # keras-tuner gives up after so many failures; here a failure has a score and is none.
@@ -118,6 +122,14 @@ class _Random(LastingOracle, keras_tuner.oracles.RandomSearchOracle):
 
 
 class _Grid(LastingOracle, keras_tuner.oracles.GridSearchOracle):
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        proposed = super().populate_space(trial_id)
+        if proposed["values"] is not None:
+            # keras-tuner looks for what follows a point when its trial has ended, for a trial
+            # could add parameters; all but one worker wait then. Here the space stands.
+            self._populate_next.append(trial_id)
+        return proposed
+
     def reload(self) -> None:
         super().reload()
         # keras-tuner saves nothing of where a grid is. The order tells it: whatever follows
@@ -187,6 +199,31 @@ def make_oracle(config: Config, directory: Path) -> LastingOracle:
             oracle = _Hyperband(**common, max_epochs=config.fit.epochs, factor=search.factor)
     oracle.set_up(directory)
     return oracle
+
+
+def open_oracle(config: Config, directory: SearchDir) -> LastingOracle:
+    """Return the oracle as it was when the search stopped, or a new one.
+
+    A state that cannot be read is put aside. The oracle then begins anew, and whatever it
+    proposes that has an outcome is answered from the trial's folder.
+    """
+    oracle = make_oracle(config, directory.oracle)
+    if not (directory.oracle / "oracle.json").exists():
+        oracle.save()
+        return oracle
+    try:
+        oracle.reload()
+        return oracle
+    except DamagedState as error:
+        aside = directory.path / f"oracle.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+        shutil.move(directory.oracle, aside)
+        say(
+            f"warning: {error}: this state of the search is damaged and was put aside as {aside}. "
+            "The trials that have ended are taken from their own folders"
+        )
+        oracle = make_oracle(config, directory.oracle)
+        oracle.save()
+        return oracle
 
 
 def _their_warnings() -> warnings.catch_warnings:

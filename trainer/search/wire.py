@@ -27,6 +27,9 @@ SILENT_SECONDS = 30.0
 """Without a sign of life, after which the chief gives a worker's trial to another one."""
 
 SERVICE = "trainer.Search"
+# Every address of this machine is none to call.
+_NEAR = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+
 TOKEN_KEY = "search-token"
 WORKER_KEY = "search-worker"
 
@@ -69,6 +72,12 @@ class Post:
     def new(cls, address: str) -> Post:
         """Return that of this process."""
         return cls(address, secrets.token_hex(16), socket.gethostname(), os.getpid())
+
+    @property
+    def near_address(self) -> str:
+        """Where workers of its own machine find it."""
+        host, port = split_address(self.address, "--listen")
+        return f"{_NEAR.get(host, host)}:{port}"
 
     @staticmethod
     def path(search: Path) -> Path:
