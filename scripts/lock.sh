@@ -17,7 +17,7 @@ without() {  # without FILE...: the options that leave out what these files pin
 }
 
 pin > requirements.lock
-for extra in dev gpu litert onnx report; do
+for extra in dev gpu litert onnx report tensorboard; do
   # shellcheck disable=SC2046  # one option a word
   pin --extra "$extra" --constraints requirements.lock $(without requirements.lock) \
     > "requirements-$extra.lock"

@@ -74,6 +74,31 @@ def test_an_error_is_one_json_object_where_json_is_asked_for(
     }
 
 
+def test_a_wrong_command_line_is_one_json_object_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = call("train", "--json", monkeypatch=monkeypatch)
+
+    assert code == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["exit_code"] == 2
+    assert "give a CONFIG to train, or --resume RUN" in answer["error"]
+
+
+def test_every_verb_answers_in_json() -> None:
+    verbs = [
+        [each.name or each.callback.__name__]
+        for each in cli.app.registered_commands
+        if not each.hidden and each.callback is not None
+    ]
+    verbs += [["config", verb] for verb in ("check", "show", "schema")]
+    assert len(verbs) > 12
+
+    for verb in verbs:
+        output = CliRunner().invoke(cli.app, [*verb, "--help"], env={"COLUMNS": "200"}).output
+        assert "--json " in output, verb
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["train"], ["train", "a.yaml", "--resume", "runs/b"], ["nonsense"], ["evaluate"]],

@@ -608,3 +608,16 @@ def test_a_browser_draws_the_page_without_a_word(make: Make, tmp_path: Path) -> 
     drawn = [a for _, a in page.elements if "js-line" in (a.get("class") or "")]
     lines = [t for f in read.figures for t in f["wide"]["data"] if len(t["x"]) > 1]
     assert len(drawn) == len(lines)
+
+
+def test_a_narrow_terminal_gets_the_table_turned(make: Make) -> None:
+    runs = [make(f"run-with-a-long-name-{index}", f"seed={index}") for index in range(5)]
+    written, _ = compared(*runs)
+
+    wide, narrow = written.as_text(), written.as_text(80)
+
+    assert max(map(len, wide.splitlines())) > 80
+    assert max(map(len, narrow.splitlines())) <= 80
+    for word in (line.split("  ")[0] for line in wide.splitlines()[1:6]):
+        assert word in narrow
+    assert {line.split()[0] for line in narrow.splitlines() if line} >= {"run", "state", "findings"}

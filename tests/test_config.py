@@ -313,6 +313,7 @@ def test_a_dump_writes_every_default_and_the_kind_first(tmp_path: Path) -> None:
         "batch_size",
         "label_smoothing",
         "checkpoint_every_epochs",
+        "tensorboard",
     }
     assert next(iter(document["optimizer"])) == "kind"
 

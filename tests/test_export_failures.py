@@ -134,6 +134,8 @@ def start_export(run: RunDir, stage: str) -> subprocess.Popen[str]:
         env=environment(),
         # The signal goes to the exporting process, not to the one that it started.
         start_new_session=True,
+        # A shell has what runs in its background ignore it, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     said = []

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
-EXTRAS = ("dev", "gpu", "litert", "onnx", "report", "search")
+EXTRAS = ("dev", "gpu", "litert", "onnx", "report", "search", "tensorboard")
 LOCKS = ["requirements.lock", *(f"requirements-{extra}.lock" for extra in EXTRAS)]
 TOOLS = ["awk", "bash", "cat", "chmod", "cksum", "cp", "df", "dirname", "flock", "ls", "mkdir"]
 TOOLS += ["readlink", "sleep", "tail"]
@@ -159,8 +159,47 @@ def test_testing_after_training_adds_only_the_sets_that_tests_need(repository: R
     repository.new_calls()
     repository.run("scripts/test.sh")
     assert installed_sets(repository) == [
-        f"requirements-{extra}.lock" for extra in ("dev", "litert", "onnx", "report", "search")
+        f"requirements-{extra}.lock"
+        for extra in ("dev", "litert", "onnx", "report", "search", "tensorboard")
     ]
+
+
+APT_GET = """#!/usr/bin/env bash
+echo "apt-get $*" >> "$CALLS"
+exit "${APT_FAILS:-0}"
+"""
+
+
+def apt_calls(repository: Repository) -> list[str]:
+    return [call for call in repository.new_calls() if call.startswith("apt-get")]
+
+
+def test_testing_as_root_installs_a_browser_once(repository: Repository) -> None:
+    repository.add_program("apt-get", APT_GET)
+    repository.add_program("id", "#!/usr/bin/env bash\necho 0\n")
+    repository.run("scripts/test.sh")
+    assert apt_calls(repository)[-1].endswith("install --yes --no-install-recommends chromium")
+    repository.run("scripts/test.sh", "tests/test_pages.py")
+    assert apt_calls(repository) == []
+    repository.add_program("chromium", "#!/usr/bin/env bash\n")
+    repository.run("scripts/test.sh")
+    assert apt_calls(repository) == []
+
+
+def test_testing_goes_on_without_a_browser(repository: Repository) -> None:
+    repository.add_program("apt-get", APT_GET)
+    repository.add_program("id", "#!/usr/bin/env bash\necho 0\n")
+    code, _, errors = repository.run("scripts/test.sh", APT_FAILS="100")
+    assert code == 0
+    assert "chromium could not be installed: those tests are skipped" in errors
+    assert repository.new_calls()[-1].startswith("-m pytest")
+
+
+def test_testing_as_a_user_leaves_the_system_alone(repository: Repository) -> None:
+    repository.add_program("apt-get", APT_GET)
+    repository.add_program("id", "#!/usr/bin/env bash\necho 1000\n")
+    repository.run("scripts/test.sh")
+    assert apt_calls(repository) == []
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,11 @@ from trainer.data.pipeline import evaluation_batches, training_batches
 from trainer.data.splits import TrainingData
 from trainer.diagnosis import Finding
 from trainer.errors import InterruptedRun, NonFiniteError, StoppedEarly, UnhealthyError
+from trainer.event_files import EventFiles
 from trainer.gradient_hook import StepHook
+from trainer.gradient_log import LogHeader
 from trainer.live import LiveDiagnosis
+from trainer.log_frames import LogWindow
 from trainer.progress import EpochLines
 from trainer.recovery import Recovery
 from trainer.run_dir import RunDir, read_history, write_history
@@ -134,9 +137,17 @@ class Fitting:
             early_crops=config.data.early_crops,
             first_step=first_step,
         )
-        recorder = self._recorder(first_step, watch.live)
-        bookkeeping = Bookkeeping(self, first_step, end_epoch, watch, recorder)
-        lines = EpochLines(config.fit.epochs, config.fit.batch_size)
+        events = None
+        if config.fit.tensorboard:
+            events = EventFiles(self.run.tensorboard, first_step)
+        recorder = self._recorder(first_step, watch.live, events)
+        bookkeeping = Bookkeeping(self, first_step, end_epoch, watch, recorder, events)
+        lines = EpochLines(
+            config.fit.epochs,
+            config.fit.batch_size,
+            self.epoch_steps,
+            health=lambda: "" if watch.live is None else watch.live.summary,
+        )
         hook = StepHook(self.model.optimizer, None)
         if recorder is None and self.model.distribute_strategy.num_replicas_in_sync > 1:
             hook.install()
@@ -158,11 +169,22 @@ class Fitting:
                 recorder.on_error = "warn"
                 recorder.on_window = None
                 recorder.close()
+            if events is not None:
+                events.close()
 
-    def _recorder(self, first_step: int, live: LiveDiagnosis | None) -> GradientRecorder | None:
+    def _recorder(
+        self, first_step: int, live: LiveDiagnosis | None, events: EventFiles | None
+    ) -> GradientRecorder | None:
         gradients = self.config.gradients
         if not gradients.record:
             return None
+
+        def on_window(header: LogHeader, window: LogWindow) -> None:
+            if events is not None:
+                events.add_window(header, window)
+            if live is not None:
+                live.look(header, window)
+
         return GradientRecorder(
             self.run.gradients,
             window_steps=gradients.window_steps,
@@ -175,7 +197,8 @@ class Fitting:
             on_error="warn" if gradients.on_error == "warn" and not self.supervision else "stop",
             first_step=first_step,
             warn=say,
-            on_window=None if live is None else live.look,
+            on_window=on_window,
+            on_histograms=None if events is None else events.add_histograms,
         )
 
     def _validation_batches(self) -> Any:
@@ -229,6 +252,7 @@ class Bookkeeping(keras.callbacks.Callback):
         end_epoch: int,
         watch: Watch,
         recorder: GradientRecorder | None,
+        events: EventFiles | None,
     ) -> None:
         super().__init__()
         self._fitting = fitting
@@ -236,6 +260,7 @@ class Bookkeeping(keras.callbacks.Callback):
         self._end_epoch = end_epoch
         self._watch = watch
         self._recorder = recorder
+        self._events = events
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if self._watch.interruption.signal is not None:
@@ -248,6 +273,8 @@ class Bookkeeping(keras.callbacks.Callback):
         row = {"epoch": epoch, "step": self._step, "learning_rate": rate, **(logs or {})}
         self._watch.rows.append(row)
         write_history(run.history, self._watch.rows)
+        if self._events is not None:
+            self._events.add_epoch(row)
         # At the end of `fit` too: it is from there that the next call of it goes on.
         is_due = (epoch + 1) % fit.checkpoint_every_epochs == 0
         if is_due or epoch + 1 == self._end_epoch:

@@ -19,7 +19,7 @@ Nothing here synchronizes with the host; `WindowBuffer.read` does, once a window
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,12 +33,13 @@ from trainer.bounded_values import Bounded
 from trainer.gradient_stats import (
     Rows,
     clipped_norms,
+    histograms,
     l2_norms,
     map_values,
     moments,
     norm_of_norms,
 )
-from trainer.recorded_steps import MOMENTS, NORMS
+from trainer.recorded_steps import HISTOGRAM_BOUNDS, MOMENTS, NORMS
 from trainer.window_buffer import STEP_FIELDS, WindowBuffer
 
 
@@ -190,19 +191,19 @@ class StepHook:
                 ),
             }
 
-            def moments_in_full() -> tf.Tensor:
-                return moments(raw_rows)
+            def where_in_full(function: Callable[[Rows], tf.Tensor], width: int) -> tf.Tensor:
+                absent = tf.fill((len(weights), width), np.float32(np.nan))
+                if buffer.can_branch:
+                    return tf.cond(in_full, lambda: function(raw_rows), lambda: absent)
+                return tf.where(in_full, function(raw_rows), absent)
 
-            absent = tf.fill((len(weights), len(MOMENTS)), np.float32(np.nan))
             rows = {
                 "norms": norms,
-                "moments": (
-                    tf.cond(in_full, moments_in_full, lambda: absent)
-                    if buffer.can_branch
-                    else tf.where(in_full, moments_in_full(), absent)
-                ),
+                "moments": where_in_full(moments, len(MOMENTS)),
                 "steps": tf.stack([step[name] for name in STEP_FIELDS]),
             }
+            if buffer.has_histograms:
+                rows["histograms"] = where_in_full(histograms, len(HISTOGRAM_BOUNDS) - 1)
             if outputs:
                 rows["activations"] = self._measure_activations(
                     outputs, inner, with_activations, is_bad, buffer.can_branch

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.recorded_steps import HISTOGRAM_BOUNDS
+
 # The root of the largest float32.
 _LARGEST_SQUARABLE = 1.8446743e19
 # Values of a tensor that is stacked with others: to copy a larger one takes longer than
@@ -20,6 +22,11 @@ _LARGEST_SQUARABLE = 1.8446743e19
 _LARGEST_STACKED = 2**16
 # Values that are taken in float64: a copy of more would be felt in memory.
 _LARGEST_COPIED = 2**20
+
+_FLOAT32_BIAS = 127
+_LARGEST_EXPONENT = 127
+_BINS_OF_A_SIGN = len(HISTOGRAM_BOUNDS) // 2 - 1
+_LOWEST_EXPONENT = int(np.log2(HISTOGRAM_BOUNDS[_BINS_OF_A_SIGN + 1]))
 
 
 class Rows:
@@ -145,6 +152,30 @@ def _moment_parts(rows: tf.Tensor, axis: tf.Tensor) -> tf.Tensor:
         tf.reduce_sum(tf.cast(~tf.math.is_finite(rows), tf.float64), axis),
     ]
     return tf.stack(columns, axis=1)
+
+
+def histograms(rows: Rows) -> tf.Tensor:
+    """Return the counts of the values of each tensor, shape (tensors, bins), float32.
+
+    Bins are those of `recorded_steps.HISTOGRAM_BOUNDS`. They are found from the exponents
+    of the numbers, without a logarithm.
+    """
+    return rows.each(_bin_counts)
+
+
+def _bin_counts(rows: tf.Tensor, axis: tf.Tensor) -> tf.Tensor:
+    bits = tf.bitcast(rows, tf.int32)
+    exponent = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, 23), 255) - _FLOAT32_BIAS
+    # From 1 at the smallest magnitude that is told apart from 0.
+    place = tf.minimum((exponent - _LOWEST_EXPONENT) // 2 + 1, _BINS_OF_A_SIGN)
+    place = tf.where(exponent < _LOWEST_EXPONENT, 0, place)
+    place = _BINS_OF_A_SIGN + tf.where(bits < 0, -place, place)
+    num_rows, num_bins = tf.shape(rows)[0], 2 * _BINS_OF_A_SIGN + 1
+    place += num_bins * tf.range(num_rows)[:, None]
+    # A negative segment is left out.
+    place = tf.where(exponent > _LARGEST_EXPONENT, -1, place)
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(rows), place, num_bins * num_rows)
+    return tf.reshape(counts, [num_rows, num_bins])
 
 
 def clipped_norms(

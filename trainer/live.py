@@ -58,6 +58,7 @@ class LiveDiagnosis:
         self._windows: list[LogWindow] = []
         self._open: dict[str, Finding] = {}
         self._looks_without: dict[str, int] = {}
+        self._has_looked = False
 
     @property
     def is_healthy(self) -> bool:
@@ -69,6 +70,17 @@ class LiveDiagnosis:
             finding.severity != "error" or rule not in MENDED_BY_SMALLER_STEPS
             for rule, finding in self._open.items()
         )
+
+    @property
+    def summary(self) -> str:
+        """What is open, in a word or two; empty before the first look."""
+        if not self._has_looked:
+            return ""
+        errors = [rule for rule, each in self._open.items() if each.severity == "error"]
+        if errors:
+            return errors[0] if len(errors) == 1 else f"{errors[0]} +{len(errors) - 1}"
+        warnings = sum(each.severity == "warning" for each in self._open.values())
+        return f"{warnings} warning{'s' * (warnings > 1)}" if warnings else "healthy"
 
     def recall(self, step: int) -> None:
         """Take in what the run's log holds of the steps before one at which it is resumed."""
@@ -88,6 +100,7 @@ class LiveDiagnosis:
         self._keep(window)
         if len(self._windows) < _FEWEST_WINDOWS:
             return
+        self._has_looked = True
         evidence = Evidence(
             GradientLog.of(header, self._windows), self._config, self._history, self._data
         )

@@ -8,12 +8,19 @@ error: no run fails because its surroundings are hard to describe.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 GIB = 2**30
 # AVX-512's bfloat16 is not named: in a rough trial on two loaded cores a ResNet-20 step
@@ -91,6 +98,14 @@ def memory_gib() -> tuple[float, float] | None:
     if limit is not None and limit < total:
         total, free = limit, min(free, max(limit - used, 0))
     return total / GIB, free / GIB
+
+
+def peak_memory_mib() -> float:
+    """Return the largest resident set that this process ever had, in MiB; NaN if unknown."""
+    if resource is None:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 / (1024 if sys.platform == "darwin" else 1)
 
 
 def _container_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:

@@ -1,36 +1,106 @@
-"""What a person sees of a training: a line an epoch, and a bar within it."""
+"""What a person sees of a training: a line an epoch, and on a terminal one that moves."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from trainer.terminal import say
+from trainer.machine import peak_memory_mib
+from trainer.runtime import peak_gpu_memory_mib
+from trainer.terminal import duration, say
+
+_DRAW_SECONDS = 0.2
+# Loss and accuracy are on the device: to read them waits for the step that runs.
+_READ_SECONDS = 1.0
+# Of a bar that moves: all of it fits into 80 columns.
+_COLUMNS = ("{task.completed}/{task.total}", "{task.fields[metrics]}", "{task.fields[speed]}")
+
+
+class Pace:
+    """How fast a training goes, and how long the rest of it takes.
+
+    Args:
+        num_epochs: Of the whole run.
+        epoch_steps: Of an epoch.
+    """
+
+    def __init__(self, num_epochs: int, epoch_steps: int) -> None:
+        self._num_epochs = num_epochs
+        self._epoch_steps = epoch_steps
+        self._epoch = 0
+        self._begun = (0, 0.0)
+        self._step_seconds = math.nan
+        self._other_seconds = 0.0
+
+    def begin(self, epoch: int) -> None:
+        """Note that an epoch begins."""
+        self._epoch = epoch
+        self._begun = (0, 0.0)
+
+    def note(self, steps: int, now: float) -> None:
+        """Note how many steps of the epoch are done; the first one, which traces, is left out."""
+        if steps and not self._begun[0]:
+            self._begun = (steps, now)
+        elif steps > self._begun[0]:
+            self._step_seconds = (now - self._begun[1]) / (steps - self._begun[0])
+
+    def note_rest(self, seconds: float) -> None:
+        """Note what an epoch took beside its steps: the validation."""
+        self._other_seconds = seconds
+
+    @property
+    def step_seconds(self) -> float:
+        """Of one step lately, NaN before the second one."""
+        return self._step_seconds
+
+    def seconds_left(self, steps: int) -> float:
+        """Return what is left of the run after some steps of this epoch; NaN if unknown."""
+        epochs = self._num_epochs - self._epoch - 1
+        left = max(self._epoch_steps - steps, 0) + epochs * self._epoch_steps
+        rests = epochs + (steps < self._epoch_steps)
+        return left * self._step_seconds + rests * self._other_seconds
 
 
 class EpochLines(keras.callbacks.Callback):
-    """One line an epoch, and on a terminal a bar that moves within it.
+    """One line an epoch, and on a terminal one that moves within it.
 
-    Adds `seconds` and `images_per_second` of the training part of an epoch to its
-    logs, so it comes before the callbacks that write them.
+    Adds to an epoch's logs, so that it comes before the callbacks that write them:
+    `seconds` and `images_per_second` of its training part; `memory_mib`, the largest
+    resident set of this process so far; and on GPUs `gpu_memory_mib`, the most that
+    TensorFlow has had of one of them.
 
     Args:
         num_epochs: Of the whole run.
         batch_size: Images a step.
+        epoch_steps: Steps of a whole epoch.
+        health: Returns what the live diagnosis says in a word or two; empty for nothing.
     """
 
-    def __init__(self, num_epochs: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        num_epochs: int,
+        batch_size: int,
+        epoch_steps: int,
+        health: Callable[[], str] = lambda: "",
+    ) -> None:
         super().__init__()
         self._num_epochs = num_epochs
         self._batch_size = batch_size
+        self._epoch_steps = epoch_steps
+        self._health = health
+        self._pace = Pace(num_epochs, epoch_steps)
+        self._offset = 0
         self._num_batches = 0
         self._started = 0.0
         self._seconds: float | None = None
         self._drawn = 0.0
+        self._read = 0.0
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -38,59 +108,107 @@ class EpochLines(keras.callbacks.Callback):
         self._started = time.perf_counter()
         self._seconds = None
         self._num_batches = 0
+        # Of an epoch that is gone on with.
+        self._offset = self._epoch_steps - self.params["steps"]
+        self._pace.begin(epoch)
         console = Console(stderr=True)
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("epoch {task.fields[epoch]}"),
+                TextColumn(f"epoch {epoch + 1}/{self._num_epochs}"),
                 BarColumn(bar_width=None),
-                TextColumn("{task.completed}/{task.total} steps"),
-                TimeRemainingColumn(),
+                *map(TextColumn, _COLUMNS),
+                TextColumn("{task.fields[health]}"),
+                TextColumn("{task.fields[left]}"),
                 console=console,
                 transient=True,
                 auto_refresh=False,
             )
-            name = f"{epoch + 1}/{self._num_epochs}"
-            self._task = self._bar.add_task("", total=self.params["steps"], epoch=name)
+            fields: dict[str, Any] = dict.fromkeys(("metrics", "speed", "health", "left"), "")
+            self._task = self._bar.add_task("", total=self._epoch_steps, **fields)
             self._bar.start()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         # Begin, not end: see GradientRecorder.on_train_batch_begin.
         self._num_batches = batch + self.model.steps_per_execution
         now = time.perf_counter()
-        if self._bar is not None and now - self._drawn > 0.2:
+        self._pace.note(batch, now)
+        if self._bar is not None and now - self._drawn > _DRAW_SECONDS:
             self._drawn = now
-            self._bar.update(self._task, completed=batch, refresh=True)
+            self._draw(self._bar, batch, now)
+
+    def _draw(self, bar: Progress, batch: int, now: float) -> None:
+        done = self._offset + batch
+        fields: dict[str, Any] = {"health": _coloured(self._health())}
+        if batch and now - self._read > _READ_SECONDS:
+            self._read = now
+            values = {key: float(value) for key, value in self.model.get_metrics_result().items()}
+            fields["metrics"] = f"loss {values['loss']:.4f} acc {values['accuracy']:.4f}"
+        if not math.isnan(self._pace.step_seconds):
+            fields["speed"] = f"{self._batch_size / self._pace.step_seconds:,.0f} img/s"
+            fields["left"] = f"{duration(self._pace.seconds_left(done))} left"
+        bar.update(self._task, completed=done, refresh=True, **fields)
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        self._seconds = time.perf_counter() - self._started
+        now = time.perf_counter()
+        self._seconds = now - self._started
+        self._pace.note(self._num_batches, now)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        is_on_terminal = self._bar is not None
         self.close()
         logs = {} if logs is None else logs
-        seconds = self._seconds or time.perf_counter() - self._started
+        now = time.perf_counter()
+        seconds = self._seconds or now - self._started
+        self._pace.note_rest(now - self._started - seconds)
         logs["seconds"] = seconds
         logs["images_per_second"] = self._num_batches * self._batch_size / seconds
-        say(format_epoch(epoch, self._num_epochs, logs))
+        logs |= {"memory_mib": peak_memory_mib(), **peak_gpu_memory_mib()}
+        left = math.nan if is_on_terminal else self._pace.seconds_left(self._epoch_steps)
+        say(format_epoch(epoch, self._num_epochs, logs, self._health(), left))
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Take what moves away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
-def format_epoch(epoch: int, num_epochs: int, logs: dict[str, float]) -> str:
-    """Return an epoch's line; `epoch` counts from 0. It fits into 100 columns."""
+def _coloured(health: str) -> str:
+    """With the colour of a verdict, as the console library marks it up."""
+    if not health:
+        return ""
+    colour = "green" if health == "healthy" else "yellow" if "warning" in health else "bold red"
+    return f"[{colour}]{health}[/]"
+
+
+def format_epoch(
+    epoch: int,
+    num_epochs: int,
+    logs: dict[str, float],
+    health: str = "",
+    seconds_left: float = math.nan,
+) -> str:
+    """Return an epoch's line.
+
+    Args:
+        epoch: From 0.
+        num_epochs: Of the whole run.
+        logs: Of the epoch.
+        health: What the live diagnosis says; empty for nothing.
+        seconds_left: Of the run, NaN if it is shown elsewhere or unknown. Without it the
+            line of a healthy training fits into 80 columns.
+    """
     width = len(str(num_epochs))
     parts = [f"epoch {epoch + 1:{width}}/{num_epochs}"]
     parts.append(f"loss {logs['loss']:.4f} acc {logs['accuracy']:.4f}")
     if "val_loss" in logs:
         parts.append(f"val {logs['val_loss']:.4f} {logs['val_accuracy']:.4f}")
     parts.append(f"{logs['images_per_second']:,.0f} img/s")
-    ratio = logs.get("first_to_last_grad", math.nan)
-    if not math.isnan(ratio):
-        parts.append(f"grad first/last {ratio:.2g}")
+    if health:
+        parts.append(health)
+    if epoch + 1 < num_epochs and not math.isnan(seconds_left):
+        parts.append(f"{duration(seconds_left)} left")
     return "  ".join(parts)

@@ -33,6 +33,17 @@ recorded; NaN elsewhere. Zeros are exact; saturated values are those where the s
 activation function is below 0.01 (sigmoid: below 0.0101 or above 0.9899, tanh: beyond
 0.995), NaN for functions without bounds."""
 
+_HISTOGRAM_EXPONENTS = range(-42, 23, 2)
+HISTOGRAM_BOUNDS = np.array(
+    [
+        *(-(2.0**power) for power in reversed(_HISTOGRAM_EXPONENTS)),
+        *(2.0**power for power in _HISTOGRAM_EXPONENTS),
+    ]
+)
+"""Bounds of the bins in which the values of a gradient are counted, by powers of four from
+2^-42 to 2^22 on both sides of a bin for all that is smaller; float64. The outermost bins
+hold what is larger, too; what is not finite is not counted."""
+
 STEP_DTYPE = np.dtype(
     [
         ("step", "<i8"),
@@ -99,6 +110,9 @@ class RecordedSteps:
             activations were not recorded. No layers by default.
         dead_fraction: Of each layer over the probe set at the end of these steps, shape
             (layers,), or None.
+        histograms: Counts of the values of each raw gradient between `HISTOGRAM_BOUNDS`,
+            shape (steps, variables, bins), float32; NaN at steps that were not recorded in
+            full. None if nothing was counted.
     """
 
     steps: np.ndarray
@@ -106,6 +120,7 @@ class RecordedSteps:
     moments: np.ndarray
     activations: np.ndarray = field(default_factory=_no_activations)
     dead_fraction: np.ndarray | None = None
+    histograms: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.steps)

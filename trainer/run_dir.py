@@ -93,6 +93,11 @@ class RunDir:
         return self.path / "mistakes.npz"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files, where the config asks for them."""
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         """What `report` shows."""
         return self.path / "report.html"

@@ -132,6 +132,15 @@ def find_gpus() -> tuple[Gpu, ...]:
     )
 
 
+def peak_gpu_memory_mib() -> dict[str, float]:
+    """Return `gpu_memory_mib`, the most that TensorFlow has had of one GPU; nothing without."""
+    peaks = [
+        tf.config.experimental.get_memory_info(gpu.name.removeprefix("/device:"))["peak"]
+        for gpu in tf.config.list_logical_devices("GPU")
+    ]
+    return {"gpu_memory_mib": max(peaks) / 2**20} if peaks else {}
+
+
 def _start_devices(choice: DeviceChoice, logical_cpus: int) -> tuple[str, ...]:
     """Start TensorFlow with the chosen devices only and return their names."""
     gpus = tf.config.list_physical_devices("GPU")[: choice.count if choice.kind == "GPU" else 0]

@@ -26,6 +26,7 @@ from trainer.errors import (
     StoppedEarly,
     TrainerError,
 )
+from trainer.event_files import require_tensorboard
 from trainer.fitting import Fitting, Supervision
 from trainer.models import build_model
 from trainer.optimizers import build_optimizer
@@ -50,8 +51,7 @@ def train(config: Config, *, runs_dir: Path, command: Sequence[str]) -> RunDir:
     Raises:
         TrainerError: With the exit code that fits; `status.json` holds the reason.
     """
-    runtime = set_up(config.runtime, config.seed)
-    say(runtime.line)
+    runtime = _set_up(config)
     data = load_training_data(config)
     _say_what_it_is(config, data)
     run = RunDir.create(runs_dir, config.name)
@@ -82,8 +82,7 @@ def train_under(
     Raises:
         TrainerError: As `train` does.
     """
-    runtime = set_up(config.runtime, config.seed)
-    say(runtime.line)
+    runtime = _set_up(config)
     _say_what_it_is(config, data)
     write_text(run.config, dump_config(config))
     is_resumed = bool(list_checkpoints(run.checkpoints))
@@ -105,14 +104,22 @@ def resume(run: RunDir, *, command: Sequence[str]) -> RunDir:
             f"{run.path}: only a stopped run can be resumed, and this one {why}"
         )
     config = load_config(run.config)
-    runtime = set_up(config.runtime, config.seed)
-    say(runtime.line)
+    runtime = _set_up(config)
     data = load_training_data(config)
     _say_what_it_is(config, data)
     say(f"run: {run.path} (resumed)")
     with _status(run):
         _run(config, run, data, runtime, command, is_resumed=True)
     return run
+
+
+def _set_up(config: Config) -> Runtime:
+    """Find before anything is written what a training would fail of."""
+    if config.fit.tensorboard:
+        require_tensorboard()
+    runtime = set_up(config.runtime, config.seed)
+    say(runtime.line)
+    return runtime
 
 
 def _say_what_it_is(config: Config, data: TrainingData) -> None:

@@ -14,7 +14,14 @@ import tensorflow as tf
 
 from trainer.activation_stats import PARTS, combine_replicas
 from trainer.gradient_log import VariableInfo
-from trainer.recorded_steps import ACTIVATIONS, MOMENTS, NORMS, STEP_DTYPE, RecordedSteps
+from trainer.recorded_steps import (
+    ACTIVATIONS,
+    HISTOGRAM_BOUNDS,
+    MOMENTS,
+    NORMS,
+    STEP_DTYPE,
+    RecordedSteps,
+)
 
 STEP_FIELDS = tuple(name for name in STEP_DTYPE.names or () if name != "step")
 """Columns of the row `steps`: all of `STEP_DTYPE` but the number of the step."""
@@ -37,6 +44,8 @@ class WindowBuffer:
         can_branch: False where XLA compiles the step. A conditional makes it fuse, and
             so round, the training itself otherwise, and wait for the host on a GPU:
             everything is then computed at every step, needed or not.
+        has_histograms: Whether the values of gradients are counted, too, at steps that are
+            recorded in full.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class WindowBuffer:
         num_layers: int = 0,
         first_step: int = 0,
         can_branch: bool = True,
+        has_histograms: bool = False,
     ) -> None:
         self.window_steps = window_steps
         self.every_steps = every_steps
@@ -55,6 +65,7 @@ class WindowBuffer:
         self.activations_every_steps = activations_every_steps
         self.num_layers = num_layers
         self.can_branch = can_branch
+        self.has_histograms = has_histograms
         self.variables: tuple[VariableInfo, ...] = ()
         self.weights: tuple[keras.Variable, ...] = ()
         self.has_loss = True
@@ -81,6 +92,8 @@ class WindowBuffer:
         }
         if self.num_layers:
             shapes["activations"] = (rows, self.num_layers, len(PARTS))
+        if self.has_histograms:
+            shapes["histograms"] = (rows, width, len(HISTOGRAM_BOUNDS) - 1)
         for name, shape in shapes.items():
             self._buffers[name] = _replica_local(tf.zeros(shape), name)
         self._buffers["count"] = _replica_local(tf.zeros((), tf.int64), "count")
@@ -99,7 +112,8 @@ class WindowBuffer:
         Args:
             measure: Called with whether it is the step's turn to be recorded in full,
                 and to have its activations recorded (boolean scalars); returns the rows
-                `norms`, `moments`, `steps` and, with layers, `activations`.
+                `norms`, `moments`, `steps` and, where they are wanted, `activations` and
+                `histograms`.
         """
         count = tf.convert_to_tensor(self._buffers["count"])
         is_turn = tf.equal(count % self.every_steps, 0)
@@ -152,7 +166,11 @@ class WindowBuffer:
             else np.empty((len(indices), 0, len(ACTIVATIONS)), np.float32)
         )
         return RecordedSteps(
-            steps, self._copies("norms")[0][rows], self._copies("moments")[0][rows], activations
+            steps,
+            self._copies("norms")[0][rows],
+            self._copies("moments")[0][rows],
+            activations,
+            histograms=self._copies("histograms")[0][rows] if self.has_histograms else None,
         )
 
     def _copies(self, name: str) -> list[np.ndarray]:

@@ -41,6 +41,13 @@ def main() -> None:
             print_json({"error": str(error), "exit_code": error.exit_code})
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except SystemExit as end:
+        # What typer has told people about a wrong command line. Its exceptions have no public
+        # name.
+        message = getattr(end.__context__, "format_message", None)
+        if message is not None and "--json" in sys.argv:
+            print_json({"error": message(), "exit_code": end.code})
+        raise
 
 
 def print_json(value: dict[str, Any]) -> None:

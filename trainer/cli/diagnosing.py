@@ -10,7 +10,7 @@ import typer
 
 from trainer.cli.app import AsJson, ConfigPath, Overrides, answer, app
 from trainer.errors import RunDirectoryError
-from trainer.run_dir import RunDir, write_json
+from trainer.run_dir import RunDir
 
 Rules = Annotated[list[Path] | None, typer.Option(help="A Python file with rules of your own.")]
 
@@ -32,7 +32,7 @@ def diagnose(
     """
     from trainer.diagnosis.evidence import Evidence
     from trainer.diagnosis.judge import diagnose as judge
-    from trainer.diagnosis.judge import format_diagnosis
+    from trainer.diagnosis.judge import format_diagnosis, keep_diagnosis
     from trainer.diagnosis.registry import load_rules
 
     evidence = Evidence.at(path)
@@ -42,7 +42,7 @@ def diagnose(
     value = {"run": str(path), **diagnosis.as_json()}
     if evidence.config is not None:
         try:
-            write_json(RunDir(path).diagnosis, value)
+            keep_diagnosis(RunDir(path), diagnosis)
         except RunDirectoryError as error:
             # Of someone else's run, or on a full disk, the answer is as good.
             typer.echo(f"warning: {error}", err=True)

@@ -93,6 +93,7 @@ def schema(
     output: Annotated[
         Path | None, typer.Argument(help="A file to write; standard output if missing.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the JSON schema that editors complete and check configs with."""
     from trainer.config.json_schema import config_json_schema
@@ -103,3 +104,4 @@ def schema(
         print(text)
     else:
         write_text(output, text + "\n")
+        answer({"schema": str(output)}, as_json, lambda: str(output))

@@ -61,6 +61,7 @@ def compare(
     where the seeds leave no doubt.
     """
     from trainer.compare import write_comparison
+    from trainer.terminal import stdout_width
 
     written = write_comparison(runs, output)
-    answer(written.as_json(), as_json, lambda: f"{written.as_text()}\n{written.path}")
+    answer(written.as_json(), as_json, lambda: f"{written.as_text(stdout_width())}\n{written.path}")

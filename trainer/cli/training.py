@@ -11,6 +11,7 @@ import typer
 
 from trainer.cli.app import AsJson, Overrides, RunPath, answer, app
 from trainer.run_dir import RunDir, read_history
+from trainer.terminal import say
 
 
 @app.command()
@@ -35,14 +36,25 @@ def train(
     loaded = None if config is None else load_config(config, overrides or [])
     import_tensorflow()
     from trainer import train as training
+    from trainer.closing import closing_table
+    from trainer.diagnosis.judge import diagnose_run
 
     if run is not None:
         training.resume(run, command=sys.argv)
     elif loaded is not None:
         run = training.train(loaded, runs_dir=runs_dir, command=sys.argv)
     assert run is not None
-    last = (read_history(run.history) or [{}])[-1]
-    answer({"run": str(run.path), "status": "done", **last}, as_json, lambda: str(run.path))
+    history = read_history(run.history)
+    diagnosis = diagnose_run(run)
+    say(closing_table(run, history, diagnosis))
+    value = {
+        "run": str(run.path),
+        "status": "done",
+        "verdict": diagnosis.as_json()["verdict"],
+        "findings": [each.rule for each in diagnosis.findings],
+        **(history or [{}])[-1],
+    }
+    answer(value, as_json, lambda: str(run.path))
 
 
 @app.command()

@@ -117,6 +117,10 @@ def _images_per_second(run: RunFiles) -> float:
     return statistics.median(found) if found else math.nan
 
 
+def _memory_mib(run: RunFiles) -> float:
+    return max((each for each in run.column("memory_mib") if each == each), default=math.nan)
+
+
 def first_over_last(run: RunFiles) -> float:
     """Return the raw gradient norm of the first kernel over the last one's, in the last window."""
     if run.log is None:
@@ -128,7 +132,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2f}\u00a0%"
 
 
-TEST, VALIDATION, TRAINING, SECONDS, IMAGES_PER_SECOND, FIRST_OVER_LAST = QUANTITIES = (
+TEST, VALIDATION, TRAINING, SECONDS, IMAGES_PER_SECOND, MEMORY, FIRST_OVER_LAST = QUANTITIES = (
     Quantity(
         "test_accuracy",
         "test accuracy",
@@ -172,11 +176,20 @@ TEST, VALIDATION, TRAINING, SECONDS, IMAGES_PER_SECOND, FIRST_OVER_LAST = QUANTI
         is_of_hardware=True,
     ),
     Quantity(
+        "memory_mib",
+        "MiB",
+        _memory_mib,
+        "less",
+        lambda value: f"{value:,.0f}",
+        is_of_hardware=True,
+    ),
+    Quantity(
         "first_over_last", "first over last", first_over_last, None, lambda value: f"{value:.2g}"
     ),
 )
 """Accuracies are those of the last epoch, but for the test; seconds are those in epochs;
-images a second are the median of the epochs; first over last is the raw gradient norm of the
+images a second are the median of the epochs; MiB are the largest resident set of the
+process; first over last is the raw gradient norm of the
 first kernel over that of the last one, in the last window."""
 ACCURACIES = (TEST, VALIDATION, TRAINING)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,12 @@ class Comparison:
             ],
         }
 
-    def as_text(self) -> str:
-        """Return a table of all runs, and what they come to, for people."""
+    def as_text(self, width: int | None = None) -> str:
+        """Return a table of all runs, and what they come to, for people.
+
+        Args:
+            width: Columns there are; a wider table is turned, with runs side by side.
+        """
         rows: list[tuple[str, ...]] = [("run", "state", "epochs", *self._titles(), "findings")]
         for index, group in enumerate(self.results.groups):
             for label, run in zip(group.labels, group.runs, strict=True):
@@ -102,7 +107,13 @@ class Comparison:
         else:
             reasons = [d.reason for d in self.results.decisions.values() if d.quantity.better]
             note = f"nothing is marked as better: {', or '.join(dict.fromkeys(reasons))}"
-        return "\n".join([*_aligned(rows), note, self.verdict]).replace("\u00a0", " ")
+        lines = _aligned(rows)
+        if width is not None:
+            if max(map(len, lines)) > width:
+                lines = _turned(rows, width)
+            note, told = (textwrap.fill(text, width) for text in (note, self.verdict))
+            return "\n".join([*lines, note, told]).replace("\u00a0", " ")
+        return "\n".join([*lines, note, self.verdict]).replace("\u00a0", " ")
 
     def _titles(self) -> list[str]:
         return [each.title.removesuffix(" accuracy") for each in self.results.quantities]
@@ -125,6 +136,22 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def _turned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """A table with a column a row, in as many parts as the width asks for."""
+    names, *columns = rows
+    lines: list[str] = []
+    while columns:
+        count = len(columns)
+        while True:
+            part = _aligned(list(zip(names, *columns[:count], strict=True)))
+            if count == 1 or max(map(len, part)) <= width:
+                break
+            count -= 1
+        lines += [*part, ""]
+        columns = columns[count:]
+    return lines
 
 
 def write_comparison(paths: Sequence[Path | str], output: Path | None = None) -> Comparison:

@@ -289,6 +289,8 @@ class FitConfig(Section):
     """Images a step, over all replicas together."""
     label_smoothing: Fraction = 0.0
     checkpoint_every_epochs: PositiveInt = 1
+    tensorboard: bool = False
+    """Write TensorBoard's event files, too, into `tensorboard` of the run directory."""
 
 
 class EvaluationConfig(Section):

@@ -27,6 +27,7 @@ from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import SEVERITIES, CannotJudge, Finding, Remedy
 from trainer.diagnosis.in_words import in_words
 from trainer.diagnosis.registry import RULES, checked_findings
+from trainer.run_dir import RunDir, write_json
 
 _WIDTH = 80
 
@@ -73,6 +74,22 @@ class Diagnosis:
             "not_judged": self.not_judged,
             "missing": self.missing,
         }
+
+
+def diagnose_run(run: RunDir) -> Diagnosis:
+    """Judge a run, and keep the answer in its `diagnosis.json`.
+
+    Raises:
+        RunDirectoryError: If the run cannot be read, or not be written to.
+    """
+    diagnosis = diagnose(Evidence.of_run(run))
+    keep_diagnosis(run, diagnosis)
+    return diagnosis
+
+
+def keep_diagnosis(run: RunDir, diagnosis: Diagnosis) -> None:
+    """Write a run's `diagnosis.json`."""
+    write_json(run.diagnosis, {"run": str(run.path), **diagnosis.as_json()})
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:

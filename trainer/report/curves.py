@@ -1,4 +1,4 @@
-"""Plots against time: loss, accuracy, learning rate, clipping, throughput."""
+"""Plots against time: loss, accuracy, learning rate, clipping, throughput and memory."""
 
 from __future__ import annotations
 
@@ -316,32 +316,38 @@ def _from_zero_to_one(layout: dict[str, Any]) -> dict[str, Any]:
 
 
 def speed_figure(files: RunFiles) -> Figure | None:
-    """Return images a second by epoch; None if no epoch has ended."""
-    rates = numbers(files.column("images_per_second"))
-    if not any(each is not None for each in rates):
+    """Return images a second and memory by epoch; None if no epoch has ended."""
+    quantities = {
+        "images/s": ("images_per_second", "%{y:,.0f} images/s, %{customdata:,.1f} s"),
+        "MiB": ("memory_mib", "%{y:,.0f} MiB of the process at most so far"),
+        "MiB of a GPU": ("gpu_memory_mib", "%{y:,.0f} MiB of a GPU at most so far"),
+    }
+    values = {title: numbers(files.column(key)) for title, (key, _) in quantities.items()}
+    titles = [title for title, row in values.items() if any(each is not None for each in row)]
+    if not titles:
         return None
+    epochs = [row.get("epoch", index) + 1 for index, row in enumerate(files.history)]
+    layout = stacked(titles, [1] * len(titles), "epoch")
+    # A few epochs are no broad blocks.
+    layout["xaxis"]["range"] = [0.4, max(len(epochs), 8) + 0.6]
+    layout["xaxis"] |= {"dtick": 1} if len(epochs) <= 12 else {}
+    for index in range(len(titles)):
+        layout[f"yaxis{index + 1}" if index else "yaxis"] |= {"rangemode": "tozero"}
     return Figure(
-        label="Training images a second by epoch",
+        label=f"Training speed and memory by epoch: {', '.join(titles)}",
         data=[
             {
                 "type": "bar",
-                "x": [row.get("epoch", index) + 1 for index, row in enumerate(files.history)],
-                "y": rates,
+                "x": epochs,
+                "y": values[title],
+                "yaxis": f"y{index + 1}" if index else "y",
                 "marker": {"color": "var(--accent)"},
                 "customdata": numbers(files.column("seconds")),
-                "hovertemplate": "epoch %{x}: %{y:,.0f} images/s, %{customdata:,.1f} s"
-                "<extra></extra>",
+                "hovertemplate": f"epoch %{{x}}: {quantities[title][1]}<extra></extra>",
+                "showlegend": False,
             }
+            for index, title in enumerate(titles)
         ],
-        layout={
-            "xaxis": {
-                "title": {"text": "epoch"},
-                # A few epochs are no broad blocks.
-                "range": [0.4, max(len(rates), 8) + 0.6],
-                **({"dtick": 1} if len(rates) <= 12 else {}),
-            },
-            "yaxis": {"title": {"text": "images/s"}, "rangemode": "tozero"},
-            "bargap": 0.35,
-        },
-        height=260,
+        layout={**layout, "bargap": 0.35},
+        height=80 + 170 * len(titles),
     )

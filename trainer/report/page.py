@@ -219,9 +219,11 @@ def _findings_section(files: RunFiles, drawn: Sequence[str]) -> Blocks:
 
 def _speed_section(files: RunFiles) -> Blocks:
     figure = speed_figure(files)
-    blocks: Blocks = [figure] if figure is not None else ["No epoch has ended."]
-    note = "Memory is not recorded by a run."
-    return [*blocks, element("p", note, class_="soft")]
+    if figure is None:
+        return ["No epoch has ended."]
+    if any(each == each for each in files.column("memory_mib")):
+        return [figure]
+    return [figure, element("p", "This run has not recorded its memory.", class_="soft")]
 
 
 def _config_section(files: RunFiles) -> Blocks:

@@ -20,8 +20,8 @@ from trainer.checkpoint import list_checkpoints
 from trainer.config import Config, load_config
 from trainer.config.search_space import at_point
 from trainer.data.splits import TrainingData, load_training_data
-from trainer.diagnosis import Evidence, Finding
-from trainer.diagnosis.judge import diagnose
+from trainer.diagnosis import Finding
+from trainer.diagnosis.judge import diagnose_run
 from trainer.errors import (
     ConfigError,
     DataError,
@@ -35,7 +35,7 @@ from trainer.errors import (
     UnhealthyError,
 )
 from trainer.fitting import Supervision
-from trainer.run_dir import RunDir, read_history, read_json, write_json, write_text
+from trainer.run_dir import RunDir, read_history, read_json, write_text
 from trainer.search.directory import locked
 from trainer.search.pruning import PAST_HELP, is_finite, trails_the_median, worst_score
 from trainer.search.trials import (
@@ -308,8 +308,7 @@ def _diagnosed(run: RunDir) -> str:
     if not run.config.is_file():
         return "unknown"
     try:
-        diagnosis = diagnose(Evidence.of_run(run))
-        write_json(run.diagnosis, {"run": str(run.path), **diagnosis.as_json()})
+        diagnosis = diagnose_run(run)
     except TrainerError:
         return "unknown"
     if diagnosis.exit_code == 2:

@@ -1,0 +1,73 @@
+"""What a training came to, from its run directory: the last thing that a person sees of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from trainer.diagnosis.judge import Diagnosis
+from trainer.run_dir import RunDir
+from trainer.terminal import duration
+
+_FIGURES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "val_loss": "val loss",
+    "val_accuracy": "val accuracy",
+}
+_INDENT = 11
+
+
+def closing_table(run: RunDir, history: Sequence[Mapping[str, float]], diagnosis: Diagnosis) -> str:
+    """Return it for people, within 80 columns but for long names of runs.
+
+    Args:
+        run: Of which the commands to go on with are said.
+        history: Its rows, one an epoch.
+        diagnosis: Of the run.
+    """
+    lines = ["", *_what_was_done(history), *_best_and_last(history)]
+    lines.append(_line("gradients", _health(run, diagnosis)))
+    lines.append(_line("next", f"trainer report {run.path}"))
+    lines.append(_line("", f"trainer evaluate {run.path}"))
+    return "\n".join(lines)
+
+
+def _what_was_done(history: Sequence[Mapping[str, float]]) -> list[str]:
+    if not history:
+        return [_line("trained", "no epoch to its end")]
+    last = history[-1]
+    seconds = math.fsum(row["seconds"] for row in history)
+    rate = statistics.median(row["images_per_second"] for row in history)
+    text = f"{len(history)} epochs, {last['step']:,.0f} steps in {duration(seconds)}"
+    text += f", {rate:,.0f} img/s"
+    memory = last.get("memory_mib", math.nan)
+    return [_line("trained", text if math.isnan(memory) else f"{text}, {memory:,.0f} MiB")]
+
+
+def _best_and_last(history: Sequence[Mapping[str, float]]) -> list[str]:
+    if not history:
+        return []
+    last = history[-1]
+    keys = [key for key in _FIGURES if key in last]
+    best = max(history, key=lambda row: row.get(keys[-1], -math.inf))
+    lines = [_line("", "  ".join(f"{_FIGURES[key]:>8}" for key in keys))]
+    for name, row in {"best": best, "last": last}.items():
+        values = "  ".join(f"{row[key]:>{max(8, len(_FIGURES[key]))}.4f}" for key in keys)
+        lines.append(_line(name, f"{values}  epoch {row['epoch'] + 1:.0f}"))
+    return lines
+
+
+def _health(run: RunDir, diagnosis: Diagnosis) -> str:
+    if diagnosis.exit_code == 2:
+        return "not judged"
+    grave = [each for each in diagnosis.findings if each.severity != "note"]
+    if not grave:
+        return "healthy"
+    rules = ", ".join(dict.fromkeys(f"{each.rule} ({each.severity})" for each in grave))
+    return f"{rules}\n{' ' * _INDENT}what to do: trainer diagnose {run.path}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<{_INDENT}}{text}".rstrip()
