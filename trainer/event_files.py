@@ -42,7 +42,7 @@ class EventFiles:
 
     Scalars: `epoch/*` of both; `step/*`, of every recorded step; and
     `gradient_norm/VARIABLE` and `update_ratio/VARIABLE`, the medians of each window.
-    Histograms: `gradient/VARIABLE`, the values of the raw gradient by powers of four, in the
+    Histograms: `gradient/VARIABLE`, the values of the raw gradient by powers of two, in the
     last step of each window that is recorded in full. Figures that are not finite are left out.
 
     Args:

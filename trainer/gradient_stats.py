@@ -167,7 +167,7 @@ def _bin_counts(rows: tf.Tensor, axis: tf.Tensor) -> tf.Tensor:
     bits = tf.bitcast(rows, tf.int32)
     exponent = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, 23), 255) - _FLOAT32_BIAS
     # From 1 at the smallest magnitude that is told apart from 0.
-    place = tf.minimum((exponent - _LOWEST_EXPONENT) // 2 + 1, _BINS_OF_A_SIGN)
+    place = tf.minimum(exponent - _LOWEST_EXPONENT + 1, _BINS_OF_A_SIGN)
     place = tf.where(exponent < _LOWEST_EXPONENT, 0, place)
     place = _BINS_OF_A_SIGN + tf.where(bits < 0, -place, place)
     num_rows, num_bins = tf.shape(rows)[0], 2 * _BINS_OF_A_SIGN + 1

@@ -33,15 +33,15 @@ recorded; NaN elsewhere. Zeros are exact; saturated values are those where the s
 activation function is below 0.01 (sigmoid: below 0.0101 or above 0.9899, tanh: beyond
 0.995), NaN for functions without bounds."""
 
-_HISTOGRAM_EXPONENTS = range(-42, 23, 2)
+_HISTOGRAM_EXPONENTS = range(-42, 22)
 HISTOGRAM_BOUNDS = np.array(
     [
         *(-(2.0**power) for power in reversed(_HISTOGRAM_EXPONENTS)),
         *(2.0**power for power in _HISTOGRAM_EXPONENTS),
     ]
 )
-"""Bounds of the bins in which the values of a gradient are counted, by powers of four from
-2^-42 to 2^22 on both sides of a bin for all that is smaller; float64. The outermost bins
+"""Bounds of the bins in which the values of a gradient are counted, by powers of two from
+2^-42 to 2^21 on both sides of a bin for all that is smaller; float64. The outermost bins
 hold what is larger, too; what is not finite is not counted."""
 
 STEP_DTYPE = np.dtype(
