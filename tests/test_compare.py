@@ -19,11 +19,13 @@ from made_runs import STEPS_OF_AN_EPOCH, make_run
 from tiny import run_trainer, write_tiny_config
 
 from trainer.compare import Comparison, write_comparison
+from trainer.compare.curves import curves_figure
 from trainer.compare.groups import ABSENT, config_values, grouped
 from trainer.compare.overlay import STYLES
 from trainer.compare.results import VALIDATION, Interval, Results
 from trainer.config import load_config
 from trainer.errors import RunDirectoryError
+from trainer.pages.drawing import draw
 from trainer.report.reading import RunFiles
 from trainer.run_dir import RunDir
 
@@ -621,3 +623,33 @@ def test_a_narrow_terminal_gets_the_table_turned(make: Make) -> None:
     for word in (line.split("  ")[0] for line in wide.splitlines()[1:6]):
         assert word in narrow
     assert {line.split()[0] for line in narrow.splitlines() if line} >= {"run", "state", "findings"}
+
+
+def test_each_picture_of_a_comparison_is_a_file_too(make: Make, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = [make("one", PLAIN), make("two", RESIDUAL)]
+
+    written = write_comparison(runs, tmp_path / "c.html", svg=tmp_path / "pictures")
+
+    assert [each.name for each in written.pictures] == ["curves.svg", "profiles.svg", "ratio.svg"]
+    texts = [each.read_text() for each in written.pictures]
+    for text in texts:
+        assert all(label in text for label in ("plain", "residual"))
+    assert "validation accuracy" in texts[0]
+    assert "middle window" in texts[1]
+    assert "first over last layer" in texts[2]
+
+
+def test_a_picture_shows_the_values_of_the_plot_of_the_page(make: Make) -> None:
+    canvas = pytest.importorskip("matplotlib.figure").Figure()
+    groups = results_of(make("one", PLAIN), make("two", RESIDUAL)).groups
+    figure = curves_figure(groups)
+    assert figure is not None
+
+    draw(figure, canvas)
+
+    drawn = [[*line.get_ydata()] for place in canvas.axes for line in place.lines]
+    for trace in figure.data:
+        assert trace["y"] in drawn
+    [validation] = [each for each in canvas.axes if each.get_ylabel() == "validation accuracy"]
+    assert validation.get_ylim()[0] < 0.3 < 0.4 < validation.get_ylim()[1]

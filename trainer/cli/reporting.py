@@ -9,6 +9,12 @@ import typer
 
 from trainer.cli.app import AsJson, answer, app
 
+PngFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder to write each picture into as PNG too (needs matplotlib)."),
+]
+SvgFolder = Annotated[Path | None, typer.Option(help="The same as SVG (needs matplotlib).")]
+
 
 @app.command()
 def report(
@@ -22,11 +28,8 @@ def report(
         Path | None,
         typer.Option(help="The file to write (default: report.html in the run directory)."),
     ] = None,
-    png: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write each picture into as PNG too (needs matplotlib)."),
-    ] = None,
-    svg: Annotated[Path | None, typer.Option(help="The same as SVG (needs matplotlib).")] = None,
+    png: PngFolder = None,
+    svg: SvgFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained page about a run: curves, gradients, findings, config.
@@ -53,6 +56,8 @@ def compare(
         Path | None,
         typer.Option(help="The file to write (default: comparison.html in the working directory)."),
     ] = None,
+    png: PngFolder = None,
+    svg: SvgFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained page about several runs: what differs, and what came of it.
@@ -63,5 +68,5 @@ def compare(
     from trainer.compare import write_comparison
     from trainer.terminal import stdout_width
 
-    written = write_comparison(runs, output)
+    written = write_comparison(runs, output, png=png, svg=svg)
     answer(written.as_json(), as_json, lambda: f"{written.as_text(stdout_width())}\n{written.path}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer.compare.groups import Group
-from trainer.compare.overlay import Line, overlaid
+from trainer.compare.overlay import Line, legend_entries, overlaid
 from trainer.pages import Figure
 from trainer.report.columns import Columns
 from trainer.report.curves import is_for_log, medians, value_scale
@@ -76,7 +76,8 @@ def curves_figure(groups: Sequence[Group]) -> Figure | None:
         _lay_out(wide, panel, traces, leader, across, (rows.index(row), len(rows)))
         _lay_out(narrow, panel, traces, leader, [0.0, 1.0], (position, len(drawn)))
     tall = Figure(label, data, narrow, 90 + 190 * len(drawn))
-    return Figure(label, data, wide, 90 + 220 * len(rows), narrow=tall)
+    entries = legend_entries(groups)
+    return Figure(label, data, wide, 90 + 220 * len(rows), legend=entries, narrow=tall)
 
 
 def _lay_out(
@@ -211,6 +212,11 @@ def ratio_figure(groups: Sequence[Group]) -> Figure | None:
             "shapes": [_level(place, dash) for place, dash in levels],
         },
         340,
+        legend=[
+            *legend_entries(groups),
+            ("solid", "var(--soft)", "as strong as at the last layer"),
+            ("dot", "var(--soft)", f"vanishing below {VANISHED:g}"),
+        ],
     )
 
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.compare.curves import VANISHED, curves_figure, has_losses_of_steps, ratio_figure
+from trainer.compare.curves import curves_figure, has_losses_of_steps, ratio_figure
 from trainer.compare.groups import ABSENT, Group, value_text
-from trainer.compare.overlay import legend_entries
 from trainer.compare.profiles import common_places, profiles_figure
 from trainer.compare.results import Results
 from trainer.compare.tables import results_blocks
@@ -172,7 +171,7 @@ def _curves_section(groups: Sequence[Group]) -> Blocks:
     )
     thin = " Thin lines are single seeds." if any(len(g.runs) > 1 for g in groups) else ""
     words = f"Accuracies are those of whole epochs; {loss}.{thin}"
-    return [legend(legend_entries(groups), scale=None), figure, _soft(words)]
+    return [legend(figure.legend, scale=None), figure, _soft(words)]
 
 
 def _profiles_section(groups: Sequence[Group]) -> Blocks:
@@ -193,7 +192,7 @@ def _profiles_section(groups: Sequence[Group]) -> Blocks:
     return [
         "From the first layer on the left to the last one on the right: level is healthy, a "
         "slope of many powers of ten is a signal that dies or blows up on its way.",
-        legend(legend_entries(groups), scale=None),
+        legend(figure.legend, scale=None),
         figure,
         _soft(words),
     ]
@@ -203,14 +202,10 @@ def _ratio_section(groups: Sequence[Group]) -> Blocks:
     figure = ratio_figure(groups)
     if figure is None:
         return ["No run has recorded its gradients."]
-    levels = [
-        ("solid", "var(--soft)", "as strong as at the last layer"),
-        ("dot", "var(--soft)", f"vanishing below {VANISHED:g}"),
-    ]
     return [
         "How much of the gradient arrives at the first layer, over time: the norm of the first "
         "kernel's gradient over that of the last one's.",
-        legend([*legend_entries(groups), *levels], scale=None),
+        legend(figure.legend, scale=None),
         figure,
     ]
 

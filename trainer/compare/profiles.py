@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.compare.curves import domain, is_outside
 from trainer.compare.groups import Group
-from trainer.compare.overlay import Line, overlaid
+from trainer.compare.overlay import Line, legend_entries, overlaid
 from trainer.gradient_log import GradientLog
 from trainer.pages import Figure, plot_text
 from trainer.report.columns import forward_order, raw_is_nonfinite, update_is_nonfinite
@@ -89,7 +89,15 @@ def profiles_figure(groups: Sequence[Group]) -> Figure | None:
                 wide[f"yaxis{suffix}"]["showticklabels"] = False
     label = "Gradient norm and update ratio by depth in the " + ", ".join(times) + " window"
     tall = Figure(label, data, narrow, 150 + 210 * len(_QUANTITIES) * len(times))
-    return Figure(label, data, wide, 700, narrow=tall, narrow_below=_NARROW_BELOW)
+    return Figure(
+        label,
+        data,
+        wide,
+        700,
+        legend=legend_entries(groups),
+        narrow=tall,
+        narrow_below=_NARROW_BELOW,
+    )
 
 
 def _empty_layout() -> dict[str, Any]:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.compare.groups import ABSENT, grouped
+from trainer.compare.curves import curves_figure, ratio_figure
+from trainer.compare.groups import ABSENT, Group, grouped
 from trainer.compare.page import comparison_page
+from trainer.compare.profiles import profiles_figure
 from trainer.compare.results import Interval, Results
 from trainer.compare.tables import epochs_text
 from trainer.compare.verdict import health, interval_text, missing, verdict
 from trainer.errors import RunDirectoryError
+from trainer.pages.drawing import Drawing, Ending, drawing_of, write_pictures
 from trainer.report.reading import RunFiles
 from trainer.run_dir import write_text
 
@@ -30,11 +33,13 @@ class Comparison:
         results: What it shows.
         path: Its file.
         verdict: Its first sentence.
+        pictures: Files of single pictures, where they were asked for.
     """
 
     results: Results
     path: Path
     verdict: str
+    pictures: tuple[Path, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return it for programs; a key that a config lacks is not there."""
@@ -62,6 +67,7 @@ class Comparison:
                 if decision.reason
             },
             "missing": missing(self.results),
+            "pictures": [str(path) for path in self.pictures],
         }
 
     def _group(self, index: int) -> dict[str, Any]:
@@ -154,17 +160,26 @@ def _turned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     return lines
 
 
-def write_comparison(paths: Sequence[Path | str], output: Path | None = None) -> Comparison:
+def write_comparison(
+    paths: Sequence[Path | str],
+    output: Path | None = None,
+    *,
+    png: Path | None = None,
+    svg: Path | None = None,
+) -> Comparison:
     """Write the comparison of run directories, or of folders that are just gradient logs.
 
     Args:
         paths: Two to eight of them; killed and damaged runs do too.
         output: The file to write; `comparison.html` in the working directory if missing.
+        png: Folder to write each picture into, as PNG: `curves`, `profiles` and `ratio`,
+            without those that no run has anything for.
+        svg: The same as SVG.
 
     Raises:
         RunDirectoryError: If there are too few or too many, one is there twice, one is no run,
             or the file cannot be written.
-        MissingDependencyError: If plotly is not there.
+        MissingDependencyError: If plotly is not there, or matplotlib for single pictures.
     """
     if not FEWEST <= len(paths) <= MOST:
         raise RunDirectoryError(
@@ -180,5 +195,20 @@ def write_comparison(paths: Sequence[Path | str], output: Path | None = None) ->
             )
     results = Results(grouped([RunFiles.read(path) for path in paths]))
     target = Path(FILE_NAME) if output is None else output
+    asked: tuple[tuple[Path | None, Ending], ...] = ((png, "png"), (svg, "svg"))
+    pictures = [
+        each
+        for folder, ending in asked
+        if folder is not None
+        for each in write_pictures(_drawings(results.groups), folder, ending)
+    ]
     write_text(target, comparison_page(results, target.parent))
-    return Comparison(results, target, verdict(results))
+    return Comparison(results, target, verdict(results), tuple(pictures))
+
+
+def _drawings(groups: Sequence[Group]) -> dict[str, Drawing]:
+    return {
+        "curves": drawing_of(curves_figure(groups)),
+        "profiles": drawing_of(profiles_figure(groups)),
+        "ratio": drawing_of(ratio_figure(groups)),
+    }

@@ -31,8 +31,9 @@ class Figure:
         layout: Of plotly; fonts, grid and backgrounds are the page's.
         height: CSS pixels.
         caption: What to see in it.
-        narrow: The same for a narrow place, if that is another figure; its label and
-            caption do not count.
+        legend: What its lines mean; see `blocks.legend`, which shows it.
+        narrow: The same for a narrow place, if that is another figure; its label, caption and
+            legend do not count.
         narrow_below: CSS pixels of width, below which a place is narrow.
         is_brushed: Whether dragging over points leaves only the traces that pass there.
         anchor: What a link to it ends with, after the `#`.
@@ -48,6 +49,7 @@ class Figure:
     layout: Mapping[str, Any]
     height: int = 420
     caption: str | Html = ""
+    legend: Sequence[tuple[str, str, str]] = ()
     narrow: Figure | None = None
     narrow_below: int = 600
     is_brushed: bool = False

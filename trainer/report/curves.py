@@ -57,9 +57,23 @@ def loss_figure(
         ],
         layout=layout,
         height=int(110 + 190 * sum(shares)),
+        legend=_loss_legend(files, columns),
         anchor=LOSS_ANCHOR,
         marks={key: [band(_when(files, finding))] for key, finding in findings.items()},
     )
+
+
+def _loss_legend(files: RunFiles, columns: Columns | None) -> list[tuple[str, str, str]]:
+    entries = []
+    if files.history:
+        entries.append(("solid", "var(--accent)", "training, mean of the epoch"))
+        if any("val_loss" in row for row in files.history):
+            entries.append(("dash", "var(--warn)", "validation, at the end of the epoch"))
+    if columns is not None:
+        each = columns.windows_each
+        of = "each window" if each == 1 else f"up to {each} windows"
+        entries.append(("solid", "var(--faint)", f"loss of steps, median of {of}"))
+    return entries
 
 
 def value_scale(name: str, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -301,6 +315,11 @@ def clip_figure(log: GradientLog, columns: Columns, findings: Mapping[str, Findi
         ],
         layout=_from_zero_to_one(stacked(["clipped", "norm left"], [1, 1], "step")),
         height=340,
+        legend=(
+            ("solid", "var(--accent)", "share of steps at which anything was clipped"),
+            ("dash", "var(--warn)", "share of variables that were at half of the steps"),
+            ("solid", "var(--ink)", "norm after clipping over norm before it"),
+        ),
         anchor=CLIP_ANCHOR,
         marks={
             key: [band((finding.steps[0], finding.steps[1] + 1))]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.errors import MissingDependencyError
+from trainer.pages.drawing import Drawing, Ending, colour, drawing_of, write_pictures
 from trainer.report.columns import (
     Columns,
     Picture,
@@ -16,21 +17,15 @@ from trainer.report.columns import (
     gradient_picture,
     ratio_picture,
 )
-from trainer.report.curves import is_for_log
-from trainer.report.profile import chosen_windows, window_name
+from trainer.report.curves import clip_figure, loss_figure, speed_figure
+from trainer.report.profile import profile_figure
 from trainer.report.reading import RunFiles
-from trainer.run_dir import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
-Ending = Literal["png", "svg"]
-
-_ZERO, _NONFINITE = "#a9b1ba", "#c04a00"
-_TRAINING, _VALIDATION, _INK = "#0063a6", "#9b3f86", "#1b1f24"
 _MOST_LABELS = 40
-_DOTS_PER_INCH = 160
 
 
 def draw_files(files: RunFiles, folder: Path, ending: Ending) -> list[Path]:
@@ -42,76 +37,30 @@ def draw_files(files: RunFiles, folder: Path, ending: Ending) -> list[Path]:
         ending: Of the files.
 
     Returns:
-        The files: `loss`, `gradient_picture`, `profile` and `confusion`, without those that
-        the run has nothing for.
+        The files: `loss`, `gradient_picture`, `profile`, `clipping`, `confusion` and `speed`,
+        without those that the run has nothing for.
 
     Raises:
         MissingDependencyError: If matplotlib is not there.
         RunDirectoryError: If a file cannot be written.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"pictures as files need matplotlib ({error}). Run: scripts/setup_env.sh report"
-        ) from None
-    drawings: Mapping[str, Callable[[RunFiles, Figure], bool]] = {
-        "loss": _loss,
-        "gradient_picture": _gradient_picture,
-        "profile": _profile,
-        "confusion": _confusion,
+    log = files.log
+    columns = None if log is None else Columns.of(log)
+    clipping = None
+    if log is not None and columns is not None and log.header.clipping:
+        clipping = clip_figure(log, columns, {})
+    drawings: Mapping[str, Drawing] = {
+        "loss": drawing_of(loss_figure(files, columns, {})),
+        "gradient_picture": partial(_gradient_picture, files),
+        "profile": drawing_of(None if log is None else profile_figure(log)),
+        "clipping": drawing_of(clipping),
+        "confusion": partial(_confusion, files),
+        "speed": drawing_of(speed_figure(files)),
     }
-    written = []
-    # Text of an SVG stays text, and the same run has the same bytes.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "trainer", "font.size": 9}):
-        for name, draw in drawings.items():
-            figure = Figure(layout="constrained", dpi=_DOTS_PER_INCH)
-            if not draw(files, figure):
-                continue
-            path = folder / f"{name}.{ending}"
-            write_atomically(path, _saving(figure, ending))
-            written.append(path)
-    return written
+    return write_pictures(drawings, folder, ending)
 
 
-def _saving(figure: Figure, ending: Ending) -> Callable[[Path], None]:
-    metadata = {"Date": None} if ending == "svg" else None
-    return lambda path: figure.savefig(path, format=ending, metadata=metadata)
-
-
-def _loss(files: RunFiles, figure: Figure) -> bool:
-    if not files.history:
-        return False
-    figure.set_size_inches(7, 5.5)
-    epochs = np.arange(1, len(files.history) + 1)
-    axes = figure.subplots(3, 1, sharex=True, height_ratios=[2, 2, 1])
-    for place, name in zip(axes[:2], ("loss", "accuracy"), strict=True):
-        place.plot(epochs, files.column(name), "o-", color=_TRAINING, ms=3, label="training")
-        held_out = np.array(files.column(f"val_{name}"))
-        if not np.isnan(held_out).all():
-            place.plot(epochs, held_out, "D--", color=_VALIDATION, ms=3, label="validation")
-        place.set_ylabel(name)
-    losses = np.array([*files.column("loss"), *files.column("val_loss")])
-    losses = losses[np.isfinite(losses)]
-    if losses.size and is_for_log(losses.min(), losses.max()):
-        axes[0].set_yscale("log")
-    axes[0].legend(frameon=False)
-    axes[2].plot(epochs, files.column("learning_rate"), "o-", color=_INK, ms=2)
-    axes[2].set_ylabel("learning rate")
-    axes[2].set_xlabel("epoch")
-    axes[2].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    _plainly(axes)
-    return True
-
-
-def _plainly(axes: Any) -> None:
-    for place in np.ravel(axes):
-        place.grid(color="#d5dae0", linewidth=0.6)
-        place.spines[:].set_visible(False)
-
-
-def _gradient_picture(files: RunFiles, figure: Figure) -> bool:
+def _gradient_picture(files: RunFiles, canvas: Canvas) -> bool:
     log = files.log
     if log is None:
         return False
@@ -125,10 +74,11 @@ def _gradient_picture(files: RunFiles, figure: Figure) -> bool:
     if log.header.activations:
         layers = list(log.header.activations)
         panels.append(("activation spread", activation_picture(log, columns), layers))
-    figure.set_size_inches(4.2 * len(panels), float(np.clip(0.17 * len(kernels) + 1.5, 3.5, 9)))
-    axes = np.ravel(figure.subplots(1, len(panels), sharex=True))
+    canvas.set_layout_engine("constrained")
+    canvas.set_size_inches(4.2 * len(panels), float(np.clip(0.17 * len(kernels) + 1.5, 3.5, 9)))
+    axes = np.ravel(canvas.subplots(1, len(panels), sharex=True))
     for index, (place, (title, picture, rows)) in enumerate(zip(axes, panels, strict=True)):
-        _heatmap(figure, place, picture, columns)
+        _heatmap(canvas, place, picture, columns)
         place.set_title(title, fontweight="bold")
         place.set_xlabel("step")
         stride = -(-len(rows) // _MOST_LABELS)
@@ -137,7 +87,7 @@ def _gradient_picture(files: RunFiles, figure: Figure) -> bool:
     return True
 
 
-def _heatmap(figure: Figure, place: Axes, picture: Picture, columns: Columns) -> None:
+def _heatmap(canvas: Canvas, place: Axes, picture: Picture, columns: Columns) -> None:
     from matplotlib.colors import ListedColormap
 
     rows = np.arange(len(picture.log10) + 1)
@@ -151,48 +101,18 @@ def _heatmap(figure: Figure, place: Axes, picture: Picture, columns: Columns) ->
         vmax=high,
         rasterized=True,
     )
-    for flags, colour in ((picture.is_zero, _ZERO), (picture.is_nonfinite, _NONFINITE)):
+    for flags, name in ((picture.is_zero, "zero"), (picture.is_nonfinite, "bad")):
         if flags.any():
             shown = np.ma.masked_where(~flags, flags.astype(float))
             place.pcolormesh(
-                columns.edges, rows, shown, cmap=ListedColormap([colour]), rasterized=True
+                columns.edges, rows, shown, cmap=ListedColormap([colour(name)]), rasterized=True
             )
     place.invert_yaxis()
     place.spines[:].set_visible(False)
-    figure.colorbar(mesh, ax=place, label="log10 (grey: zero, orange: not finite)", shrink=0.9)
+    canvas.colorbar(mesh, ax=place, label="log10 (grey: zero, orange: not finite)", shrink=0.9)
 
 
-def _profile(files: RunFiles, figure: Figure) -> bool:
-    log = files.log
-    if log is None:
-        return False
-    kernels = log.kernels if len(log.kernels) else np.arange(len(log.header.variables))
-    figure.set_size_inches(7, 5.5)
-    axes = figure.subplots(2, 1, sharex=True)
-    colours = {"first": _VALIDATION, "middle": _TRAINING, "last": _INK}
-    lines = {"dot": ":", "dash": "--", "solid": "-"}
-    for place, stat, name in zip(
-        axes,
-        ("raw_norm/median", "update_ratio/median"),
-        ("gradient norm", "update ratio"),
-        strict=True,
-    ):
-        for window, (dash, _, _, which) in chosen_windows(log):
-            values = log.stat(stat)[window, kernels].astype(np.float64)
-            # What is zero or not finite has no place on a logarithmic scale.
-            seen = np.where(np.isfinite(values) & (values > 0), values, np.nan)
-            label = f"{which}: {window_name(log, window)}"
-            place.plot(seen, lines[dash], marker="o", ms=3, color=colours[which], label=label)
-        place.set_yscale("log")
-        place.set_ylabel(name)
-    axes[0].legend(frameon=False)
-    axes[1].set_xlabel("kernel, from the first layer to the last")
-    axes[1].xaxis.get_major_locator().set_params(integer=True)
-    _plainly(axes)
-    return True
-
-
-def _confusion(files: RunFiles, figure: Figure) -> bool:
+def _confusion(files: RunFiles, canvas: Canvas) -> bool:
     try:
         names = [str(each["name"]) for each in files.evaluation["classes"]]
         counts = np.array(files.evaluation["confusion"], np.int64)
@@ -201,8 +121,9 @@ def _confusion(files: RunFiles, figure: Figure) -> bool:
     except (KeyError, TypeError, ValueError):
         return False
     side = float(np.clip(0.5 * len(names) + 1.5, 4, 12))
-    figure.set_size_inches(side, side)
-    place = figure.subplots()
+    canvas.set_layout_engine("constrained")
+    canvas.set_size_inches(side, side)
+    place = canvas.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     place.imshow(shares, cmap="viridis_r", vmin=0, vmax=1)
     if len(names) <= _MOST_LABELS // 2:

@@ -33,7 +33,7 @@ from trainer.report.curves import (
 )
 from trainer.report.finding_blocks import anchor_of, finding_blocks, mark_of
 from trainer.report.picture import ANCHOR, picture_figure
-from trainer.report.profile import chosen_windows, profile_figure, window_name
+from trainer.report.profile import profile_figure
 from trainer.report.reading import RunFiles
 from trainer.report.verdict import absences, figures, verdict
 
@@ -63,7 +63,7 @@ def report_page(files: RunFiles) -> str:
         *_gradient_sections(files, columns, marks),
         Section("Findings", _findings_section(files, drawn)),
         Section("Classes", classes_section(files)),
-        Section("Speed", _speed_section(files)),
+        Section("Speed and memory", _speed_section(files)),
         Section("Config", _config_section(files)),
         Section("Environment", _environment_section(files)),
         Section("Run it again", _commands_section(files)),
@@ -102,20 +102,7 @@ def _curves_section(files: RunFiles, columns: Columns | None, marks: dict[str, F
     figure = loss_figure(files, columns, marks)
     if figure is None:
         return ["No epoch has ended, and no step was recorded: there is no curve to draw."]
-    entries = []
-    if files.history:
-        entries.append(("solid", "var(--accent)", "training, mean of the epoch"))
-        if any("val_loss" in row for row in files.history):
-            entries.append(("dash", "var(--warn)", "validation, at the end of the epoch"))
-    if columns is not None:
-        entries.append(("solid", "var(--faint)", f"loss of steps, {_median_of(columns)}"))
-    return [legend(entries, scale=None), figure]
-
-
-def _median_of(columns: Columns) -> str:
-    if columns.windows_each == 1:
-        return "median of each window"
-    return f"median of up to {columns.windows_each} windows"
+    return [legend(figure.legend, scale=None), figure]
 
 
 def _gradient_sections(
@@ -169,15 +156,12 @@ def _pooling(log: GradientLog, columns: Columns) -> str:
 
 
 def _profile_section(log: GradientLog) -> Blocks:
-    entries = [
-        (dash, colour, f"{which}: {window_name(log, window)}")
-        for window, (dash, colour, _, which) in chosen_windows(log)
-    ]
+    figure = profile_figure(log)
     return [
         "What each kernel gets, from the first layer to the last: level is healthy, a slope of "
         "many powers of ten is a signal that dies or blows up on its way.",
-        legend(entries, scale=None),
-        profile_figure(log),
+        legend(figure.legend, scale=None),
+        figure,
     ]
 
 
@@ -186,15 +170,11 @@ def _clip_section(log: GradientLog, columns: Columns, marks: dict[str, Finding])
     if not clipping:
         return ["Nothing was clipped: the optimizer has no clipnorm, global_clipnorm or clipvalue."]
     bounds = ", ".join(f"{name} {value:g}" for name, value in clipping.items())
-    entries = [
-        ("solid", "var(--accent)", "share of steps at which anything was clipped"),
-        ("dash", "var(--warn)", "share of variables that were at half of the steps"),
-        ("solid", "var(--ink)", "norm after clipping over norm before it"),
-    ]
+    figure = clip_figure(log, columns, marks)
     return [
         f"Clipped by {bounds}.",
-        legend(entries, scale=None),
-        clip_figure(log, columns, marks),
+        legend(figure.legend, scale=None),
+        figure,
     ]
 
 

@@ -78,7 +78,12 @@ def profile_figure(log: GradientLog) -> Figure:
     layout["xaxis"] = {**place_axis(labels, 36), **below}
     narrow = {**layout, "xaxis": {**place_axis(labels, 14, 20), **below, "tickangle": -90}}
     label = "Gradient norm and update ratio by depth, of the first, the middle and the last window"
-    return Figure(label, data, layout, 560, narrow=Figure(label, data, narrow, 560))
+    entries = [
+        (dash, colour, f"{which}: {window_name(log, window)}")
+        for window, (dash, colour, _, which) in chosen_windows(log)
+    ]
+    tall = Figure(label, data, narrow, 560)
+    return Figure(label, data, layout, 560, legend=entries, narrow=tall)
 
 
 def extent(rows: Sequence[np.ndarray]) -> tuple[int, int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.report.drawings import Ending, draw_files
+from trainer.pages.drawing import Ending
+from trainer.report.drawings import draw_files
 from trainer.report.page import report_page
 from trainer.report.reading import RunFiles
 from trainer.report.verdict import absences, verdict
