@@ -120,7 +120,7 @@ def _how_it_is_decided(results: Results) -> Html:
     unmarked = [element("p", "Not marked:", class_="soft"), explained] if reasons else []
     note = (
         "Accuracies are those at the end of the last epoch. Seconds and images/s also depend on "
-        "what else the machine did. First over last: the gradient norm of the first kernel over "
-        "that of the last one, in the last window."
+        "what else the machine did; MiB are the most that the process has had. First over last: "
+        "the gradient norm of the first kernel over that of the last one, in the last window."
     )
     return element("div", element("p", rule, note), unmarked, class_="soft small")

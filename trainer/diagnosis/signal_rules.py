@@ -126,7 +126,13 @@ def vanishing(evidence: Evidence) -> list[Finding]:
     if not can_tell.any() or fired.sum() < PERSISTENT * can_tell.sum():
         return []
     worst = float(np.median(ratio[fired]))
-    name = min(ratios, key=lambda each: float(nan_median(ratios[each][fired])))
+    medians = {
+        name: float(np.nan_to_num(nan_median(each[fired]), nan=np.inf))
+        for name, each in ratios.items()
+    }
+    # Kernels are what people look at, unless the offsets alone tell it, or how bad it is.
+    bound = 1e-5 if worst < 1e-5 else _VANISHED
+    name = "kernels" if medians["kernels"] < bound else min(medians, key=lambda k: medians[k])
     indices = _ladders(evidence)[name]
     quarter = max(1, len(indices) // 4)
     updates = evidence.gradients.stat("update_ratio/median")[windows[fired]]
@@ -140,17 +146,20 @@ def vanishing(evidence: Evidence) -> list[Finding]:
         Finding(
             "vanishing",
             "error" if update < 1e-5 or worst < 1e-5 else "warning",
-            f"gradients vanish: the first {quarter} {name} get {worst:.1e} of the norm of the "
-            f"last one; {len(weak)} of {len(profile)} {name} get less than a thousandth",
+            f"gradients vanish: the first {quarter} {_IN_WORDS[name]} get {medians[name]:.1e} of "
+            f"the norm of the last one; {len(weak)} of {len(profile)} get less than a thousandth",
             tuple(weak),
             evidence.steps_of(windows[fired]),
-            {"ratio": worst, "update_ratio": update},
+            {"ratio": medians[name], "update_ratio": update},
             {"ratio": _VANISHED, "update_ratio": 1e-5},
             int(fired.sum()),
             int(can_tell.sum()),
             _against_vanishing(evidence),
         )
     ]
+
+
+_IN_WORDS = {"kernels": "kernels", "offsets": "offsets (biases and betas)"}
 
 
 def _ladders(evidence: Evidence) -> dict[str, np.ndarray]:

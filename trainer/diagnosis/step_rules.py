@@ -83,6 +83,10 @@ def small_updates(evidence: Evidence) -> list[Finding]:
     return [_off_size(evidence, "small", usual, fired, active, 1e-5)]
 
 
+def _share(value: float) -> str:
+    return f"{value:.1e}" if value else "nothing"
+
+
 def _off_size(
     evidence: Evidence,
     what: str,
@@ -95,7 +99,7 @@ def _off_size(
     return Finding(
         f"{what}_updates",
         "error",
-        f"steps are too {what}: one changes the kernels by {value:.1e} of their norm",
+        f"steps are too {what}: one changes the kernels by {_share(value)} of their norm",
         (),
         evidence.steps_of(windows[fired]),
         {"update_ratio": value},
