@@ -1,15 +1,18 @@
 """Measure what recording costs: time of a step, memory, size of the log.
 
     python scripts/benchmark_recorder.py
+    python scripts/benchmark_recorder.py --only "as shipped" --steps 10 --rounds 60
     python scripts/benchmark_recorder.py --network resnet56 --set runtime.precision=mixed_bfloat16
 
 The same training four times, taking turns (see `benchmarking.py`): without the recorder;
 as shipped; gradients in full, which is every statistic of them at every step and nothing
 of activations; activations too, those at every step as well. A turn has whole windows, so
-that the visits of the host count.
+that the visits of the host count; where the machine is not alone, many short turns
+(`--steps 10 --rounds 60`) tell more, and over all of them the visits count too.
 
 How to read it: `time / off` is taken round by round, median (smallest-largest); 1.05
-means that recording makes a step 5 % longer. Log bytes are the files of the gradient log
+means that recording makes a step 5 % longer. `all time / off` and `all CPU / off` are the
+sums over all rounds, with their 95 % interval. Log bytes are the files of the gradient log
 over the recorded steps. The second table looks for a stall between epochs: the first step
 of an epoch begins where the last one of the epoch before ended, so that the recorder's
 own work at the end of an epoch is in it, beside the median of all other steps.
@@ -33,6 +36,7 @@ from benchmarking import (
     median_of,
     ratios,
     say,
+    total_ratio,
 )
 
 from trainer.config import Config
@@ -55,7 +59,8 @@ def cost_table(present: Sequence[Contestant]) -> str:
     rows = []
     for each in present:
         median, smallest, largest = ratios(each, off, lambda turn: turn.wall_seconds)
-        cpu, *_ = ratios(each, off, lambda turn: turn.cpu_seconds)
+        total, low, high = total_ratio(each, off, lambda turn: turn.wall_seconds)
+        cpu, cpu_low, cpu_high = total_ratio(each, off, lambda turn: turn.cpu_seconds)
         peak_mib = each.turns[-1].peak_mib
         size = each.results.get("log_bytes_per_step")
         rows.append(
@@ -63,13 +68,15 @@ def cost_table(present: Sequence[Contestant]) -> str:
                 each.name,
                 f"{1000 * median_of(each, lambda turn: turn.step_seconds):.0f}",
                 f"{median:.3f} ({smallest:.3f}-{largest:.3f})",
-                f"{cpu:.3f}",
+                f"{total:.3f} ({low:.3f}-{high:.3f})",
+                f"{cpu:.3f} ({cpu_low:.3f}-{cpu_high:.3f})",
                 f"{peak_mib:,.0f}",
                 f"{peak_mib / off.turns[-1].peak_mib:.3f}",
                 "-" if size is None else f"{size:,.0f}",
             ]
         )
-    header = ["recorder", "step ms", "time / off", "CPU / off", "peak MiB", "/ off", "log B/step"]
+    header = ["recorder", "step ms", "time / off", "all time / off", "all CPU / off"]
+    header += ["peak MiB", "/ off", "log B/step"]
     return table(header, rows)
 
 
@@ -115,6 +122,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", default="resnet20", help="a file of configs/, without .yaml")
+    parser.add_argument(
+        "--only", nargs="+", default=list(_VARIANTS)[1:], choices=list(_VARIANTS)[1:]
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, help="of a turn; default: whole windows")
     parser.add_argument("--epochs", type=int, default=8, help="of the second table")
@@ -134,6 +144,7 @@ def main() -> None:
     contestants = [
         keras_contestant(name, config, recorder=recorder, **common)
         for name, recorder in _VARIANTS.items()
+        if recorder is None or name in arguments.only
     ]
     window = config.gradients.window_steps * config.gradients.every_steps
     steps = arguments.steps or window

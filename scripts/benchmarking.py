@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -230,6 +231,25 @@ def ratios(
     pairs = zip(first.turns, second.turns, strict=True)
     found = [value(ours) / value(theirs) for ours, theirs in pairs]
     return statistics.median(found), min(found), max(found)
+
+
+def total_ratio(
+    first: Contestant, second: Contestant, value: Callable[[Turn], float], resamples: int = 2000
+) -> tuple[float, float, float]:
+    """Return the sum of first over that of second, and its 95 % interval.
+
+    The interval is a bootstrap over rounds (Efron 1979): drawn with replacement, both
+    contestants of a round together, because they have its disturbance in common.
+    """
+    pairs = [(value(a), value(b)) for a, b in zip(first.turns, second.turns, strict=True)]
+
+    def ratio(chosen: Sequence[tuple[float, float]]) -> float:
+        return sum(ours for ours, _ in chosen) / sum(theirs for _, theirs in chosen)
+
+    generator = random.Random(0)
+    drawn = sorted(ratio(generator.choices(pairs, k=len(pairs))) for _ in range(resamples))
+    cut = round(0.025 * resamples)
+    return ratio(pairs), drawn[cut], drawn[-1 - cut]
 
 
 def say(message: str) -> None:

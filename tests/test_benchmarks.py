@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -27,6 +28,7 @@ from benchmarking import (  # noqa: E402
     load_network,
     ratios,
     rotated,
+    total_ratio,
 )
 
 # Trains nothing, one step a millisecond, and notes whose turn it is.
@@ -94,6 +96,23 @@ def test_ratios_are_taken_within_a_round() -> None:
     # The second round is ten times slower for both; a ratio of medians would not be 0.5.
     ours, theirs = with_turns("ours", 1.0, 10.0, 1.5), with_turns("theirs", 2.0, 20.0, 2.0)
     assert ratios(ours, theirs, lambda turn: turn.wall_seconds) == (0.5, 0.5, 0.75)
+
+
+def test_the_ratio_of_all_turns_has_an_interval_that_holds_it() -> None:
+    generator = np.random.default_rng(0)
+    # The machine is slower now and then, for both; one takes 5 % longer, and varies by 2 %.
+    slowness = generator.lognormal(0, 0.3, 60)
+    ours, theirs = (
+        Contestant("", [], {}, turns=[Turn(10, each, 0, 0) for each in seconds])
+        for seconds in (1.05 * slowness * generator.normal(1, 0.02, 60), slowness)
+    )
+
+    ratio, low, high = total_ratio(ours, theirs, lambda turn: turn.wall_seconds)
+
+    totals = [sum(turn.wall_seconds for turn in each.turns) for each in (ours, theirs)]
+    assert ratio == pytest.approx(totals[0] / totals[1])
+    assert 1.04 < low < ratio < high < 1.06
+    assert low < 1.05 < high
 
 
 def test_every_pair_of_three_contestants_is_compared() -> None:
