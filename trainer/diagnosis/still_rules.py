@@ -63,7 +63,7 @@ def stuck(evidence: Evidence) -> list[Finding]:
     ]
 
 
-@rule("symmetry", rank=11)
+@rule("symmetry", rank=5)
 def symmetry(evidence: Evidence) -> list[Finding]:
     """Kernels whose filters all start equal, and so stay equal.
 
