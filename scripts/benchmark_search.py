@@ -6,8 +6,8 @@
 Three tables, all of searches over equal small trainings of the embedded data set:
 
 - overhead: in one process, in turn, the same trainings once one after the other and once as
-  the trials of a search. The difference for each is the search's own; `to first step` is what
-  every training pays before it begins: data, model, tracing.
+  the trials of a search. The difference for each is the search's own; what a trial takes
+  outside of its epochs' steps (data, model, validation), a training takes as well.
 - workers: the wall time of whole searches with one worker and with two, in turn, one thread
   to each worker, from the command to its end.
 - memory: the largest resident set after each of many trials, of the search's own process and,

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import (
-    HISTOGRAMS,
-    SCALARS,
-    EventAccumulator,
-)
 from tiny import write_tiny_config
 
 from trainer import event_files
 from trainer.callbacks import GradientRecorder
 from trainer.config import load_config
-from trainer.errors import MissingDependencyError
+from trainer.errors import (
+    InterruptedRun,
+    MissingDependencyError,
+    NonFiniteError,
+    RunDirectoryError,
+)
 from trainer.event_files import EventFiles
 from trainer.gradient_log import GradientLog, LogHeader
 from trainer.gradient_stats import Rows, histograms
-from trainer.recorded_steps import HISTOGRAM_BOUNDS
+from trainer.log_frames import LogWindow
+from trainer.recorded_steps import HISTOGRAM_BOUNDS, RecordedSteps
 from trainer.run_dir import RunDir, read_history
-from trainer.train import train
+from trainer.train import resume, train
+
+accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 
-def read(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder), {SCALARS: 0, HISTOGRAMS: 0})
+def read(folder: Path) -> Any:
+    """As TensorBoard does, everything that it has not forgotten."""
+    kept = {accumulators.SCALARS: 0, accumulators.HISTOGRAMS: 0}
+    events = accumulators.EventAccumulator(str(folder), kept)
     events.Reload()
     return events
 
 
-def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
+def scalars(events: Any, tag: str) -> dict[int, float]:
     return {each.step: each.value for each in events.Scalars(tag)}
 
 
@@ -50,7 +57,8 @@ def test_epochs_are_those_of_the_history(run: RunDir) -> None:
     for folder, prefix in (("train", ""), ("validation", "val_")):
         events = read(run.tensorboard / folder)
         for key in ("loss", "accuracy"):
-            expected = {int(row["step"]): row[prefix + key] for row in rows}
+            # At the last step of the epoch.
+            expected = {int(row["step"]) - 1: row[prefix + key] for row in rows}
             assert scalars(events, f"epoch/{key}") == pytest.approx(expected, rel=1e-6)
 
 
@@ -89,16 +97,17 @@ def test_a_histogram_is_that_of_the_gradient_of_its_step(tmp_path: Path, jit: bo
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.square(model(x) - y))
     grads = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
-    told: list[tuple[int, np.ndarray]] = []
+    told: list[RecordedSteps] = []
 
-    def keep(header: LogHeader, step: int, counts: np.ndarray) -> None:
-        told.append((step, counts))
+    def keep(header: LogHeader, window: LogWindow, recorded: RecordedSteps) -> None:
+        told.append(recorded)
 
-    recorder = GradientRecorder(tmp_path / "log", on_histograms=keep)
+    recorder = GradientRecorder(tmp_path / "log", on_recorded=keep)
     model.fit(x, y, batch_size=16, epochs=1, verbose=0, callbacks=[recorder])
 
-    [(step, counts)] = told
-    assert step == 0
+    [recorded] = told
+    assert recorded.histograms is not None
+    [counts] = recorded.histograms
     expected = [np.histogram(grad.numpy(), HISTOGRAM_BOUNDS)[0] for grad in grads]
     np.testing.assert_array_equal(counts, expected)
 
@@ -117,14 +126,97 @@ def test_bins_hold_every_finite_value_of_any_size() -> None:
         np.testing.assert_array_equal(row, np.histogram(finite, HISTOGRAM_BOUNDS)[0])
 
 
-def test_a_training_that_is_gone_on_with_replaces_what_it_trains_again(tmp_path: Path) -> None:
-    for first_step, loss in ((0, 2.0), (4, 1.0)):
-        events = EventFiles(tmp_path, first_step)
-        for step in range(first_step, 6, 2):
-            events.add_epoch({"step": step, "loss": loss})
+def test_powers_of_two_are_in_the_bin_that_is_farther_from_zero() -> None:
+    powers = 2.0 ** np.arange(-42, 21)
+
+    counts = histograms(Rows([tf.constant([*powers, *-powers], tf.float32)])).numpy()[0]
+
+    middle = len(counts) // 2
+    assert counts[middle] == 0
+    assert set(counts[middle + 1 :]) == set(counts[:middle]) == {1.0}
+
+
+def test_a_bin_counts_on_where_float32_would_not() -> None:
+    many = 2**24 + 8
+
+    counts = histograms(Rows([tf.zeros([many])])).numpy()[0]
+
+    assert counts.max() == many
+
+
+def test_a_training_that_is_gone_on_with_leaves_one_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(
+        write_tiny_config(tmp_path), ["fit.tensorboard=true", "gradients.window_steps=3"]
+    )
+    seen = 0
+    write = EventFiles.add_window
+
+    def interrupt(self: EventFiles, *window: Any) -> None:
+        nonlocal seen
+        seen += 1
+        write(self, *window)
+        if seen == 4:  # within the second epoch
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(EventFiles, "add_window", interrupt)
+    with pytest.raises(InterruptedRun):
+        train(config, runs_dir=tmp_path / "runs", command=["trainer", "train"])
+    run = RunDir.open(next((tmp_path / "runs").iterdir()))
+    resume(run, command=["trainer", "train"])
+
+    events = read(run.tensorboard / "train")
+    rows = read_history(run.history)
+    assert [each.step for each in events.Scalars("epoch/loss")] == [8, 17, 26]
+    assert [each.value for each in events.Scalars("epoch/loss")] == pytest.approx(
+        [row["loss"] for row in rows], rel=1e-6
+    )
+    assert [each.step for each in events.Scalars("step/loss")] == list(range(27))
+
+
+def test_going_back_to_the_first_step_forgets_everything(tmp_path: Path) -> None:
+    for loss in (3.0, 1.0):
+        events = EventFiles(tmp_path)
+        events.add_epoch({"step": 9, "loss": loss})
         events.close()
 
-    assert scalars(read(tmp_path / "train"), "epoch/loss") == {0: 2.0, 2: 2.0, 4: 1.0}
+    assert [each.value for each in read(tmp_path / "train").Scalars("epoch/loss")] == [1.0]
+
+
+def test_the_window_in_which_a_training_dies_is_there(tmp_path: Path) -> None:
+    config = load_config(
+        write_tiny_config(tmp_path),
+        [
+            "fit.tensorboard=true",
+            "gradients.on_error=stop",
+            "model.block={normalization: none, dropout: 0}",
+            "optimizer={kind: sgd, learning_rate: 1.0e+30}",
+            "schedule={kind: constant}",
+        ],
+    )
+
+    with pytest.raises(NonFiniteError):
+        train(config, runs_dir=tmp_path / "runs", command=["trainer", "train"])
+
+    [path] = (tmp_path / "runs").iterdir()
+    assert 0 in scalars(read(path / "tensorboard" / "train"), "step/loss")
+
+
+def test_without_validation_there_is_no_run_of_it(tmp_path: Path) -> None:
+    events = EventFiles(tmp_path)
+    events.add_epoch({"step": 9, "loss": 1.0})
+    events.close()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    events = EventFiles(tmp_path / "taken")
+
+    with pytest.raises(RunDirectoryError, match=r"taken: event files cannot be written .*Make ro"):
+        events.add_epoch({"step": 9, "loss": 1.0})
 
 
 def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from html_pages import ReadPage, dumped, needs_chromium
 from plotly.offline import get_plotlyjs
 
+from trainer import pages
 from trainer.errors import MissingDependencyError
 from trainer.pages import (
     Cell,
@@ -26,6 +28,7 @@ from trainer.pages import (
     render_page,
     table,
 )
+from trainer.pages.drawing import drawing_of, write_pictures
 from trainer.pages.figures import compressed_plotly
 
 WILD = """</script><script>alert(1)</script><!-- <b>&amp; "quoted" 'twice'"""
@@ -209,3 +212,31 @@ def test_a_browser_draws_every_plot_without_a_word(tmp_path: Path, width: int, k
     plots = [a for _, a in page.elements if "js-plotly-plot" in (a.get("class") or "").split()]
     assert [plot["data-narrow"] for plot in plots] == [kind, kind]
     assert any(name == "path" and "js-line" in (a.get("class") or "") for name, a in page.elements)
+
+
+def test_a_picture_takes_no_name_for_a_formula(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    name = "100 $ of $x_{ &lt;b&gt;"
+    line = {"type": "scatter", "x": ["a", name], "y": [1, 2], "line": {"color": "var(--ink)"}}
+    axis = {"categoryarray": ["a", name], "tickvals": [name], "ticktext": [name]}
+    figure = Figure("A line", [line], {"xaxis": axis}, legend=[("solid", "var(--bad)", "$a_{")])
+
+    [path] = write_pictures({"one": drawing_of(figure)}, tmp_path, "svg")
+
+    assert "100 $ of $x_{ &lt;b&gt;" in path.read_text()
+    assert "$a_{" in path.read_text()
+
+
+def test_a_picture_has_the_powers_and_the_colours_of_the_page(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    line = {"type": "scatter", "x": [1, 2], "y": [-3, 0], "line": {"color": "var(--accent)"}}
+    axis = {"tickvals": [-3], "ticktext": ["10<sup>\u22123</sup>"], "range": [-4, 1]}
+
+    [path] = write_pictures(
+        {"one": drawing_of(Figure("A line", [line], {"yaxis": axis}))}, tmp_path, "svg"
+    )
+
+    css = (Path(pages.__file__).parent / "page.css").read_text()
+    [accent, *_] = re.findall(r"--accent: (#[0-9a-f]{6})", css)
+    assert f"stroke: {accent}" in path.read_text()
+    assert "$10^{-3}$" in path.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -20,7 +21,7 @@ from trainer.config import Config, load_config
 from trainer.config.schema import RuntimeConfig
 from trainer.errors import InterruptedRun, SearchError
 from trainer.search import chief as chief_module
-from trainer.search import distant, joining, launcher, shares
+from trainer.search import crew, distant, joining, launcher, shares
 from trainer.search.chief import Chief, Event
 from trainer.search.directory import SearchDir, begin
 from trainer.search.distant import ChiefLost, Membership
@@ -454,3 +455,28 @@ def test_only_gpus_that_the_user_has_left_visible_are_divided(
     found = [shares.environment_of(i, 2, RuntimeConfig()) for i in range(2)]
 
     assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["2", "5"]
+
+
+def test_workers_cannot_take_an_earlier_chief_for_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_search(tmp_path)
+    directory = SearchDir(tmp_path / "search")
+    directory.path.mkdir()
+    # In a container, and in a process that searches twice, the number is the same.
+    replace(Post.new("127.0.0.1:1"), is_open=False).write(directory.path)
+    seen = []
+    monkeypatch.setattr(crew.Hand, "start", lambda self: seen.append(Post.read(directory.path)))
+
+    with crew.started(directory, config, crew.Staff(2)):
+        pass
+
+    assert seen == [None, None]
+
+
+def test_a_worker_waits_for_the_chief_that_its_parent_becomes(bench: Bench) -> None:
+    post = bench.chief.post
+
+    assert joining._address_of(post.pid, bench.path) is None, "this process is not its parent"
+    replace(post, address="0.0.0.0:4000", pid=os.getppid()).write(bench.path)
+    assert joining._address_of(os.getppid(), bench.path) == "127.0.0.1:4000"

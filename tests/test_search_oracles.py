@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,11 +157,23 @@ def test_no_trial_begins_once_the_epochs_of_the_search_are_used_up(tmp_path: Pat
 
 def test_keras_tuner_does_not_need_tensorboard_here(tmp_path: Path) -> None:
     # Its own tuners import it, and every trial fails where it is not installed.
-    import sys
+    program = """if True:
+        import sys
+        sys.modules["tensorboard"] = None
+        from pathlib import Path
+        from searches import FakeTrials
+        from test_search_oracles import go_on, search_of
+        folder, trials = Path(sys.argv[1]), FakeTrials()
+        go_on(search_of(folder, "random"), folder / "plain", trials)
+    """
 
-    go_on(search_of(tmp_path, "random"), tmp_path / "plain", FakeTrials())
+    subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+    )
 
-    assert "tensorboard" not in sys.modules
+    assert len(read_trials(tmp_path / "plain")) == 9
 
 
 def test_a_grid_has_a_point_for_every_worker_at_once(tmp_path: Path) -> None:

@@ -77,11 +77,9 @@ class GradientRecorder(keras.callbacks.Callback):
         warn: Called with a message for people; prints to standard error by default.
         on_window: Called with the log's header and each window that was written to it;
             may raise to end the training.
-        on_histograms: Called with the log's header, the last step of each window that was
-            recorded in full, and how the values of each variable's raw gradient are
-            distributed in it: counts between
-            `recorded_steps.HISTOGRAM_BOUNDS`, shape (variables, bins), float32. None does
-            not count.
+        on_recorded: Called before that and before anything is judged, with the steps of the
+            window too. With it, the values of gradients are counted at steps that are
+            recorded in full: see `RecordedSteps.histograms`.
 
     Raises:
         NonFiniteError: From `fit`, if `on_error` is `"stop"`.
@@ -101,7 +99,7 @@ class GradientRecorder(keras.callbacks.Callback):
         first_step: int = 0,
         warn: Callable[[str], None] | None = None,
         on_window: Callable[[LogHeader, LogWindow], None] | None = None,
-        on_histograms: Callable[[LogHeader, int, np.ndarray], None] | None = None,
+        on_recorded: Callable[[LogHeader, LogWindow, RecordedSteps], None] | None = None,
     ) -> None:
         super().__init__()
         self.directory = Path(directory)
@@ -117,7 +115,7 @@ class GradientRecorder(keras.callbacks.Callback):
         self.health = float("nan")
         self._warn = warn
         self.on_window = on_window
-        self._on_histograms = on_histograms
+        self._on_recorded = on_recorded
         self._has_warned = False
         self._pending_steps = 0
         self._hook: StepHook | None = None
@@ -173,7 +171,7 @@ class GradientRecorder(keras.callbacks.Callback):
             num_layers=0 if self._activations is None else len(self._activations.layers),
             first_step=self.first_step,
             can_branch=not model.jit_compile,
-            has_histograms=self._on_histograms is not None,
+            has_histograms=self._on_recorded is not None,
         )
         self._writer = None
         with model.distribute_strategy.scope():
@@ -260,11 +258,8 @@ class GradientRecorder(keras.callbacks.Callback):
         window = LogWindow.of(recorded)
         self._writer.append(window)
         self._epoch_norms.append(recorded.norms[:, :, 0])
-        if self._on_histograms is not None and recorded.histograms is not None:
-            (counted,) = np.nonzero(~np.isnan(recorded.histograms[:, :1, 0]).any(axis=1))
-            if counted.size:
-                step = int(recorded.steps["step"][counted[-1]])
-                self._on_histograms(self._header, step, recorded.histograms[counted[-1]])
+        if self._on_recorded is not None:
+            self._on_recorded(self._header, window, recorded)
         self._check_finite(recorded)
         if self.on_window is not None:
             self.on_window(self._header, window)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from trainer.diagnosis.judge import Diagnosis
@@ -17,6 +18,7 @@ _FIGURES = {
     "val_accuracy": "val accuracy",
 }
 _INDENT = 11
+_WIDTH = 80
 
 
 def closing_table(run: RunDir, history: Sequence[Mapping[str, float]], diagnosis: Diagnosis) -> str:
@@ -40,10 +42,12 @@ def _what_was_done(history: Sequence[Mapping[str, float]]) -> list[str]:
     last = history[-1]
     seconds = math.fsum(row["seconds"] for row in history)
     rate = statistics.median(row["images_per_second"] for row in history)
-    text = f"{len(history)} epochs, {last['step']:,.0f} steps in {duration(seconds)}"
-    text += f", {rate:,.0f} img/s"
-    memory = last.get("memory_mib", math.nan)
-    return [_line("trained", text if math.isnan(memory) else f"{text}, {memory:,.0f} MiB")]
+    text = f"{len(history)} epochs, {last['step']:,.0f} steps in {duration(seconds)} of training"
+    speed = f"{rate:,.0f} img/s"
+    # Of a resumed run the last process had the least, perhaps, and an older one did not tell.
+    told = [row["memory_mib"] for row in history if row.get("memory_mib", math.nan) > 0]
+    speed += f", {max(told):,.0f} MiB of memory at most" if told else ""
+    return [_line("trained", text), _line("speed", speed)]
 
 
 def _best_and_last(history: Sequence[Mapping[str, float]]) -> list[str]:
@@ -51,12 +55,16 @@ def _best_and_last(history: Sequence[Mapping[str, float]]) -> list[str]:
         return []
     last = history[-1]
     keys = [key for key in _FIGURES if key in last]
-    best = max(history, key=lambda row: row.get(keys[-1], -math.inf))
+    best = max(history, key=lambda row: _or_least(row.get(keys[-1], math.nan)))
     lines = [_line("", "  ".join(f"{_FIGURES[key]:>8}" for key in keys))]
     for name, row in {"best": best, "last": last}.items():
         values = "  ".join(f"{row[key]:>{max(8, len(_FIGURES[key]))}.4f}" for key in keys)
         lines.append(_line(name, f"{values}  epoch {row['epoch'] + 1:.0f}"))
     return lines
+
+
+def _or_least(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def _health(run: RunDir, diagnosis: Diagnosis) -> str:
@@ -66,7 +74,8 @@ def _health(run: RunDir, diagnosis: Diagnosis) -> str:
     if not grave:
         return "healthy"
     rules = ", ".join(dict.fromkeys(f"{each.rule} ({each.severity})" for each in grave))
-    return f"{rules}\n{' ' * _INDENT}what to do: trainer diagnose {run.path}"
+    lines = textwrap.wrap(rules, _WIDTH - _INDENT, break_on_hyphens=False)
+    return f"\n{' ' * _INDENT}".join([*lines, f"what to do: trainer diagnose {run.path}"])
 
 
 def _line(name: str, text: str) -> str:

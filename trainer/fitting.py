@@ -27,9 +27,7 @@ from trainer.diagnosis import Finding
 from trainer.errors import InterruptedRun, NonFiniteError, StoppedEarly, UnhealthyError
 from trainer.event_files import EventFiles
 from trainer.gradient_hook import StepHook
-from trainer.gradient_log import LogHeader
 from trainer.live import LiveDiagnosis
-from trainer.log_frames import LogWindow
 from trainer.progress import EpochLines
 from trainer.recovery import Recovery
 from trainer.run_dir import RunDir, read_history, write_history
@@ -137,15 +135,14 @@ class Fitting:
             early_crops=config.data.early_crops,
             first_step=first_step,
         )
-        events = None
-        if config.fit.tensorboard:
-            events = EventFiles(self.run.tensorboard, first_step)
+        events = EventFiles(self.run.tensorboard, first_step) if config.fit.tensorboard else None
         recorder = self._recorder(first_step, watch.live, events)
         bookkeeping = Bookkeeping(self, first_step, end_epoch, watch, recorder, events)
         lines = EpochLines(
             config.fit.epochs,
             config.fit.batch_size,
             self.epoch_steps,
+            self.end_epoch,
             health=lambda: "" if watch.live is None else watch.live.summary,
         )
         hook = StepHook(self.model.optimizer, None)
@@ -178,13 +175,6 @@ class Fitting:
         gradients = self.config.gradients
         if not gradients.record:
             return None
-
-        def on_window(header: LogHeader, window: LogWindow) -> None:
-            if events is not None:
-                events.add_window(header, window)
-            if live is not None:
-                live.look(header, window)
-
         return GradientRecorder(
             self.run.gradients,
             window_steps=gradients.window_steps,
@@ -197,8 +187,8 @@ class Fitting:
             on_error="warn" if gradients.on_error == "warn" and not self.supervision else "stop",
             first_step=first_step,
             warn=say,
-            on_window=on_window,
-            on_histograms=None if events is None else events.add_histograms,
+            on_window=None if live is None else live.look,
+            on_recorded=None if events is None else events.add_window,
         )
 
     def _validation_batches(self) -> Any:

@@ -174,7 +174,9 @@ def _bin_counts(rows: tf.Tensor, axis: tf.Tensor) -> tf.Tensor:
     place += num_bins * tf.range(num_rows)[:, None]
     # A negative segment is left out.
     place = tf.where(exponent > _LARGEST_EXPONENT, -1, place)
-    counts = tf.math.unsorted_segment_sum(tf.ones_like(rows), place, num_bins * num_rows)
+    # Not of float32, which stops counting at 2^24.
+    ones = tf.ones_like(place)
+    counts = tf.cast(tf.math.unsorted_segment_sum(ones, place, num_bins * num_rows), tf.float32)
     return tf.reshape(counts, [num_rows, num_bins])
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import keras
 from rich.console import Console
@@ -18,20 +17,25 @@ from trainer.terminal import duration, say
 _DRAW_SECONDS = 0.2
 # Loss and accuracy are on the device: to read them waits for the step that runs.
 _READ_SECONDS = 1.0
-# Of a bar that moves: all of it fits into 80 columns.
-_COLUMNS = ("{task.completed}/{task.total}", "{task.fields[metrics]}", "{task.fields[speed]}")
+_ORDER = ("steps", "metrics", "speed", "health", "left")
+# Where it is too narrow for all, these go first.
+_LESS_WANTED = ("speed", "steps")
+_FEWEST_OF_BAR = 4
 
 
 class Pace:
     """How fast a training goes, and how long the rest of it takes.
 
+    What an epoch takes beside its steps, for validation and checkpoint, is known from the
+    end of the first one on.
+
     Args:
-        num_epochs: Of the whole run.
+        end_epoch: Up to which epoch it trains.
         epoch_steps: Of an epoch.
     """
 
-    def __init__(self, num_epochs: int, epoch_steps: int) -> None:
-        self._num_epochs = num_epochs
+    def __init__(self, end_epoch: int, epoch_steps: int) -> None:
+        self._end_epoch = end_epoch
         self._epoch_steps = epoch_steps
         self._epoch = 0
         self._begun = (0, 0.0)
@@ -51,7 +55,7 @@ class Pace:
             self._step_seconds = (now - self._begun[1]) / (steps - self._begun[0])
 
     def note_rest(self, seconds: float) -> None:
-        """Note what an epoch took beside its steps: the validation."""
+        """Note what an epoch took beside its steps."""
         self._other_seconds = seconds
 
     @property
@@ -61,7 +65,7 @@ class Pace:
 
     def seconds_left(self, steps: int) -> float:
         """Return what is left of the run after some steps of this epoch; NaN if unknown."""
-        epochs = self._num_epochs - self._epoch - 1
+        epochs = self._end_epoch - self._epoch - 1
         left = max(self._epoch_steps - steps, 0) + epochs * self._epoch_steps
         rests = epochs + (steps < self._epoch_steps)
         return left * self._step_seconds + rests * self._other_seconds
@@ -79,6 +83,7 @@ class EpochLines(keras.callbacks.Callback):
         num_epochs: Of the whole run.
         batch_size: Images a step.
         epoch_steps: Steps of a whole epoch.
+        end_epoch: Up to which epoch it trains; there can be reasons to stop earlier.
         health: Returns what the live diagnosis says in a word or two; empty for nothing.
     """
 
@@ -87,6 +92,7 @@ class EpochLines(keras.callbacks.Callback):
         num_epochs: int,
         batch_size: int,
         epoch_steps: int,
+        end_epoch: int,
         health: Callable[[], str] = lambda: "",
     ) -> None:
         super().__init__()
@@ -94,7 +100,8 @@ class EpochLines(keras.callbacks.Callback):
         self._batch_size = batch_size
         self._epoch_steps = epoch_steps
         self._health = health
-        self._pace = Pace(num_epochs, epoch_steps)
+        self._pace = Pace(end_epoch, epoch_steps)
+        self._end_epoch = end_epoch
         self._offset = 0
         self._num_batches = 0
         self._started = 0.0
@@ -103,9 +110,15 @@ class EpochLines(keras.callbacks.Callback):
         self._read = 0.0
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._words: dict[str, str] = {}
+        self._room = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._started = time.perf_counter()
+        now = time.perf_counter()
+        if self._seconds is not None:
+            # With the checkpoint, which is written after this callback.
+            self._pace.note_rest(now - self._started - self._seconds)
+        self._started = now
         self._seconds = None
         self._num_batches = 0
         # Of an epoch that is gone on with.
@@ -116,15 +129,14 @@ class EpochLines(keras.callbacks.Callback):
             self._bar = Progress(
                 TextColumn(f"epoch {epoch + 1}/{self._num_epochs}"),
                 BarColumn(bar_width=None),
-                *map(TextColumn, _COLUMNS),
-                TextColumn("{task.fields[health]}"),
-                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[words]}"),
                 console=console,
                 transient=True,
                 auto_refresh=False,
             )
-            fields: dict[str, Any] = dict.fromkeys(("metrics", "speed", "health", "left"), "")
-            self._task = self._bar.add_task("", total=self._epoch_steps, **fields)
+            self._task = self._bar.add_task("", total=self._epoch_steps, words="")
+            self._words = {"steps": f"0/{self._epoch_steps}"}
+            self._room = console.width - len(f"epoch {epoch + 1}/{self._num_epochs}")
             self._bar.start()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
@@ -138,15 +150,18 @@ class EpochLines(keras.callbacks.Callback):
 
     def _draw(self, bar: Progress, batch: int, now: float) -> None:
         done = self._offset + batch
-        fields: dict[str, Any] = {"health": _coloured(self._health())}
+        words = self._words
+        words["steps"] = f"{done}/{self._epoch_steps}"
         if batch and now - self._read > _READ_SECONDS:
             self._read = now
             values = {key: float(value) for key, value in self.model.get_metrics_result().items()}
-            fields["metrics"] = f"loss {values['loss']:.4f} acc {values['accuracy']:.4f}"
+            words["metrics"] = f"loss {values['loss']:.4f} acc {values['accuracy']:.4f}"
+        words["health"] = self._health()
         if not math.isnan(self._pace.step_seconds):
-            fields["speed"] = f"{self._batch_size / self._pace.step_seconds:,.0f} img/s"
-            fields["left"] = f"{duration(self._pace.seconds_left(done))} left"
-        bar.update(self._task, completed=done, refresh=True, **fields)
+            words["speed"] = f"{self._batch_size / self._pace.step_seconds:,.0f} img/s"
+            words["left"] = f"{duration(self._pace.seconds_left(done))} left"
+        text = fitting_words(words, self._room - _FEWEST_OF_BAR - 2)
+        bar.update(self._task, completed=done, refresh=True, words=text)
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
         now = time.perf_counter()
@@ -158,12 +173,14 @@ class EpochLines(keras.callbacks.Callback):
         self.close()
         logs = {} if logs is None else logs
         now = time.perf_counter()
-        seconds = self._seconds or now - self._started
+        self._seconds = seconds = self._seconds or now - self._started
         self._pace.note_rest(now - self._started - seconds)
         logs["seconds"] = seconds
         logs["images_per_second"] = self._num_batches * self._batch_size / seconds
         logs |= {"memory_mib": peak_memory_mib(), **peak_gpu_memory_mib()}
         left = math.nan if is_on_terminal else self._pace.seconds_left(self._epoch_steps)
+        if epoch + 1 == self._end_epoch:
+            left = math.nan
         say(format_epoch(epoch, self._num_epochs, logs, self._health(), left))
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
@@ -176,12 +193,22 @@ class EpochLines(keras.callbacks.Callback):
             self._bar = None
 
 
-def _coloured(health: str) -> str:
-    """With the colour of a verdict, as the console library marks it up."""
-    if not health:
-        return ""
-    colour = "green" if health == "healthy" else "yellow" if "warning" in health else "bold red"
-    return f"[{colour}]{health}[/]"
+def fitting_words(words: Mapping[str, str], room: int) -> str:
+    """Return what stands behind the bar, with the colour of a verdict as rich marks it up.
+
+    Args:
+        words: `steps`, `metrics`, `speed`, `health` and `left`, as far as they are known.
+        room: Columns; where they are too few, the speed goes first and then the steps.
+    """
+    kept = {key: words[key] for key in _ORDER if words.get(key)}
+    for key in _LESS_WANTED:
+        if len(" ".join(kept.values())) > room:
+            kept.pop(key, None)
+    if "health" in kept:
+        health = kept["health"]
+        colour = "green" if health == "healthy" else "yellow" if "warning" in health else "bold red"
+        kept["health"] = f"[{colour}]{health}[/]"
+    return " ".join(kept.values())
 
 
 def format_epoch(

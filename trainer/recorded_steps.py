@@ -41,8 +41,9 @@ HISTOGRAM_BOUNDS = np.array(
     ]
 )
 """Bounds of the bins in which the values of a gradient are counted, by powers of two from
-2^-42 to 2^21 on both sides of a bin for all that is smaller; float64. The outermost bins
-hold what is larger, too; what is not finite is not counted."""
+2^-42 to 2^21 on both sides of a bin for all that is smaller; float64. A bound itself is in
+the bin that is farther from 0. The outermost bins hold what is larger, too; what is not
+finite is not counted."""
 
 STEP_DTYPE = np.dtype(
     [

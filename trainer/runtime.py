@@ -134,10 +134,12 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 def peak_gpu_memory_mib() -> dict[str, float]:
     """Return `gpu_memory_mib`, the most that TensorFlow has had of one GPU; nothing without."""
-    peaks = [
-        tf.config.experimental.get_memory_info(gpu.name.removeprefix("/device:"))["peak"]
-        for gpu in tf.config.list_logical_devices("GPU")
-    ]
+    peaks = []
+    for gpu in tf.config.list_logical_devices("GPU"):
+        # Some allocators count nothing.
+        with suppress(ValueError, tf.errors.OpError):
+            name = gpu.name.removeprefix("/device:")
+            peaks.append(tf.config.experimental.get_memory_info(name)["peak"])
     return {"gpu_memory_mib": max(peaks) / 2**20} if peaks else {}
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trainer.cli.app import AsJson, ConfigPath, Overrides, answer, app
 from trainer.errors import RunDirectoryError
 from trainer.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from trainer.diagnosis.judge import Diagnosis
 
 Rules = Annotated[list[Path] | None, typer.Option(help="A Python file with rules of your own.")]
 
@@ -32,7 +35,7 @@ def diagnose(
     """
     from trainer.diagnosis.evidence import Evidence
     from trainer.diagnosis.judge import diagnose as judge
-    from trainer.diagnosis.judge import format_diagnosis, keep_diagnosis
+    from trainer.diagnosis.judge import format_diagnosis
     from trainer.diagnosis.registry import load_rules
 
     evidence = Evidence.at(path)
@@ -41,14 +44,23 @@ def diagnose(
     diagnosis = judge(evidence)
     value = {"run": str(path), **diagnosis.as_json()}
     if evidence.config is not None:
-        try:
-            keep_diagnosis(RunDir(path), diagnosis)
-        except RunDirectoryError as error:
-            # Of someone else's run, or on a full disk, the answer is as good.
-            typer.echo(f"warning: {error}", err=True)
+        keep(RunDir(path), diagnosis)
     answer(value, as_json, lambda: f"{format_diagnosis(diagnosis)}\n{path}")
     if diagnosis.exit_code:
         raise typer.Exit(diagnosis.exit_code)
+
+
+def keep(run: RunDir, diagnosis: Diagnosis) -> None:
+    """Write a run's `diagnosis.json`.
+
+    Of someone else's run, or on a full disk, the answer is as good without it.
+    """
+    from trainer.diagnosis.judge import keep_diagnosis
+
+    try:
+        keep_diagnosis(run, diagnosis)
+    except RunDirectoryError as error:
+        typer.echo(f"warning: {error}", err=True)
 
 
 @app.command("diagnose-model")

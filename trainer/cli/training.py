@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from trainer.cli.app import AsJson, Overrides, RunPath, answer, app
+from trainer.cli.diagnosing import keep
 from trainer.run_dir import RunDir, read_history
 from trainer.terminal import say
 
@@ -37,7 +38,8 @@ def train(
     import_tensorflow()
     from trainer import train as training
     from trainer.closing import closing_table
-    from trainer.diagnosis.judge import diagnose_run
+    from trainer.diagnosis.evidence import Evidence
+    from trainer.diagnosis.judge import diagnose
 
     if run is not None:
         training.resume(run, command=sys.argv)
@@ -45,7 +47,8 @@ def train(
         run = training.train(loaded, runs_dir=runs_dir, command=sys.argv)
     assert run is not None
     history = read_history(run.history)
-    diagnosis = diagnose_run(run)
+    diagnosis = diagnose(Evidence.of_run(run))
+    keep(run, diagnosis)
     say(closing_table(run, history, diagnosis))
     value = {
         "run": str(run.path),

@@ -208,7 +208,7 @@ def _by_marker(marker: Mapping[str, Any], ink: str, count: int) -> dict[tuple[st
 
 
 def _scale(place: Axes, layout: Mapping[str, Any], key: tuple[str, str]) -> None:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
     for name, axis_of, other in ((key[0], place.xaxis, key[1]), (key[1], place.yaxis, key[0])):
         axis = _axis(layout, name)
@@ -230,6 +230,13 @@ def _scale(place: Axes, layout: Mapping[str, Any], key: tuple[str, str]) -> None
             place.set(**{f"{name[0]}lim": seen})
         elif axis.get("tickformat", "").endswith("%"):
             axis_of.set_major_formatter(PercentFormatter(1.0, 0))
+        elif not is_log:
+            is_whole = axis.get("title", {}).get("text") in ("epoch", "step")
+            axis_of.set_major_locator(
+                MultipleLocator(axis["dtick"])
+                if "dtick" in axis
+                else MaxNLocator(axis.get("nticks", "auto"), integer=is_whole)
+            )
         is_end = axis.get("anchor", other) == other
         title = axis.get("title", {}).get("text", "")
         if is_end and title:
@@ -244,8 +251,20 @@ def _scale(place: Axes, layout: Mapping[str, Any], key: tuple[str, str]) -> None
 
 def plain_text(text: str) -> str:
     """Return what plotly's HTML says, powers in matplotlib's own notation."""
-    text = re.sub(r"10<sup>(.*?)</sup>", r"$10^{\1}$", text).replace("\u2212", "-")
-    return html.unescape(re.sub(r"<[^>]*>", "", text.replace("<br>", "\n")))
+    words, *rest = re.split(r"10<sup>(.*?)</sup>", text.replace("\u2212", "-"))
+    found = [_without_tags(words)]
+    for exponent, words in zip(rest[::2], rest[1::2], strict=True):
+        found += [f"$10^{{{exponent}}}$", _without_tags(words)]
+    return "".join(found)
+
+
+def _without_tags(text: str) -> str:
+    return literal(html.unescape(re.sub(r"<[^>]*>", "", text.replace("<br>", "\n"))))
+
+
+def literal(text: str) -> str:
+    """Return a text that matplotlib takes for no formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw_shape(places: Mapping[tuple[str, str], Axes], shape: Mapping[str, Any]) -> None:
@@ -282,7 +301,7 @@ def _legend(canvas: Canvas, entries: Sequence[tuple[str, str, str]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle=_DASHES[dash], color=colour(ink), label=meaning)
+        Line2D([], [], linestyle=_DASHES[dash], color=colour(ink), label=literal(meaning))
         for dash, ink, meaning in entries
     ]
     letters = sum(len(meaning) for _, _, meaning in entries)

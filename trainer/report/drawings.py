@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.pages.drawing import Drawing, Ending, colour, drawing_of, write_pictures
+from trainer.pages.drawing import Drawing, Ending, colour, drawing_of, literal, write_pictures
 from trainer.report.columns import (
     Columns,
     Picture,
@@ -66,13 +66,13 @@ def _gradient_picture(files: RunFiles, canvas: Canvas) -> bool:
         return False
     columns = Columns.of(log)
     kernels = log.kernels if len(log.kernels) else np.arange(len(log.header.variables))
-    names = [log.header.paths[index].removesuffix("/kernel") for index in kernels]
+    names = [literal(log.header.paths[index].removesuffix("/kernel")) for index in kernels]
     panels = [
         ("gradient norm", gradient_picture(log, columns).rows(kernels), names),
         ("update ratio", ratio_picture(log, columns).rows(kernels), names),
     ]
     if log.header.activations:
-        layers = list(log.header.activations)
+        layers = list(map(literal, log.header.activations))
         panels.append(("activation spread", activation_picture(log, columns), layers))
     canvas.set_layout_engine("constrained")
     canvas.set_size_inches(4.2 * len(panels), float(np.clip(0.17 * len(kernels) + 1.5, 3.5, 9)))
@@ -114,7 +114,7 @@ def _heatmap(canvas: Canvas, place: Axes, picture: Picture, columns: Columns) ->
 
 def _confusion(files: RunFiles, canvas: Canvas) -> bool:
     try:
-        names = [str(each["name"]) for each in files.evaluation["classes"]]
+        names = [literal(str(each["name"])) for each in files.evaluation["classes"]]
         counts = np.array(files.evaluation["confusion"], np.int64)
         if counts.shape != (len(names), len(names)):
             return False

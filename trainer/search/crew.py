@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.search.directory import SearchDir
 from trainer.search.interruption import ending
 from trainer.search.shares import environment_of
+from trainer.search.wire import Post
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ def started(directory: SearchDir, config: Config, staff: Staff) -> Iterator[list
             for number in range(staff.workers)
         ]
     )
+    if hands:
+        # Or they could take an earlier chief's for that of this one.
+        Post.path(directory.path).unlink(missing_ok=True)
     try:
         for hand in hands:
             hand.start()

@@ -207,7 +207,7 @@ class _Trial:
         source = None if parent is None else find_trial(self._request.search, parent)
         if source is None or list_checkpoints(self._run.checkpoints):
             return
-        for name in ("gradients", "checkpoints"):
+        for name in ("gradients", "checkpoints", "tensorboard"):
             if (source / name).is_dir():
                 target = self._run.path / name
                 shutil.rmtree(target, ignore_errors=True)
