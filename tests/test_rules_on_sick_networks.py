@@ -12,6 +12,7 @@ from test_diagnosis import blobs, diagnosed, finding, sgd, stack, trained
 from tiny import run_trainer, write_tiny_config
 
 from trainer.callbacks import GradientRecorder
+from trainer.config import load_config
 from trainer.config.schema import DataConfig
 from trainer.data import sources
 from trainer.data.sources import Split
@@ -19,7 +20,7 @@ from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.judge import Diagnosis, diagnose
 from trainer.gradient_log import GradientLog, LogHeader
 from trainer.log_frames import LogWindow
-from trainer.run_dir import RunDir
+from trainer.run_dir import RunDir, read_history
 
 
 def watched(
@@ -155,6 +156,72 @@ def test_moving_statistics_that_lag_are_a_mismatch_of_modes(
     )
     found = finding(diagnose(Evidence.of_run(run)), "evaluation_mode")
     assert found.numbers["accuracy_share"] < 0.5
+
+
+def test_statistics_that_lag_are_found_before_much_is_learned(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path,
+        [
+            "model.stages=[{filters: 8, blocks: 3}, {filters: 16, blocks: 3, strides: 2}]",
+            "model.block.normalization={batch: {momentum: 0.9999}}",
+            "optimizer={kind: sgd, learning_rate: 1.0e-3}",
+            "schedule={kind: constant}",
+            "fit.epochs=12",
+        ],
+    )
+    rows = read_history(run.history)[-3:]
+    shares = [row["val_accuracy"] / row["accuracy"] for row in rows]
+    assert np.median(shares) > 0.5, "there is nothing to see in the accuracies"
+
+    found = finding(diagnose(Evidence.of_run(run)), "evaluation_mode")
+
+    assert found.numbers["loss_ratio"] > 4
+
+
+@pytest.mark.parametrize(("momentum", "is_found"), [(0.9, False), (0.99, True)])
+def test_momentum_that_carries_gradients_on_is_found_by_its_series(
+    tmp_path: Path, momentum: float, is_found: bool
+) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, use_bias=False)])
+    # A gradient that never changes: what has been added up after k steps is a series.
+    model.compile(
+        keras.optimizers.SGD(1e-4, momentum=momentum), lambda _, y: keras.ops.mean(y, axis=-1)
+    )
+    x = np.ones((400, 4), np.float32)
+    recorder = GradientRecorder(tmp_path, window_steps=10, warn=lambda text: None)
+    model.fit(x, x[:, :1], batch_size=4, epochs=1, verbose=0, callbacks=[recorder])
+    config = load_config(write_tiny_config(tmp_path), ["optimizer={kind: sgd}"])
+
+    diagnosis = diagnose(Evidence(GradientLog.read(tmp_path), config))
+
+    rules = [each.rule for each in diagnosis.findings]
+    assert ("momentum" in rules) == is_found
+    if is_found:
+        steps = np.arange(1, 101)
+        lengths = (1 - momentum**steps) / (1 - momentum)
+        # The windows past the warm-up in which a step is more than ten gradients long.
+        windows = np.median(lengths.reshape(-1, 10), axis=1)[1:]
+        expected = np.median(windows[windows > 10])
+        numbers = finding(diagnosis, "momentum").numbers
+        assert numbers["update_over_gradient"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_network_that_momentum_has_thrown_off_is_told_so_first(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path,
+        [
+            "model.block={kind: plain, normalization: none, kernel_initializer: he_normal}",
+            "optimizer={kind: sgd, learning_rate: 0.05, momentum: 0.999}",
+            "schedule={kind: constant}",
+            "fit.epochs=12",
+        ],
+    )
+
+    first, *_ = diagnose(Evidence.of_run(run)).findings
+
+    assert (first.rule, first.severity) == ("momentum", "error")
+    assert first.remedies[0].patch == {"optimizer.momentum": 0.9}
 
 
 def test_a_healthy_network_is_silent_from_the_first_window_on(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from trainer.diagnosis import (  # noqa: F401
     data_rules,
     label_rules,
     loss_rules,
+    momentum_rules,
     normalization_rules,
     signal_rules,
     step_rules,

@@ -244,7 +244,9 @@ def evaluation_mode(evidence: Evidence) -> list[Finding]:
     Formula: validation accuracy over training accuracy, and validation loss over training
     loss, medians over the last three epochs, of a model with batch normalization.
     Threshold: below 0.5 and above 2, with a training accuracy below 0.9: moving statistics
-    that lag behind, or batches too small to estimate them.
+    that lag behind, or batches too small to estimate them. Of a model that has not learned
+    much yet accuracies tell nothing: a loss above 4 times that of training, and above 2
+    ln(classes), which is twice that of a guess, stands for the share.
     Source: TheDeepChecker, 50 % between the two modes; Ioffe 2017 for small batches.
     Wrong when: training and validation images are not of one kind.
     """
@@ -255,7 +257,12 @@ def evaluation_mode(evidence: Evidence) -> list[Finding]:
     rows = _validated(evidence, at_least=2)[-3:]
     accuracy = float(np.median([row["val_accuracy"] / max(row["accuracy"], 1e-9) for row in rows]))
     loss = float(np.median([row["val_loss"] / max(row["loss"], 1e-9) for row in rows]))
-    if accuracy >= 0.5 or loss <= 2 or np.median([row["accuracy"] for row in rows]) >= 0.9:
+    evaluated = float(np.median([row["val_loss"] for row in rows]))
+    guess = math.inf if evidence.data is None else math.log(evidence.num_classes)
+    is_worse_than_a_guess = loss > 4 and evaluated > 2 * guess
+    if (accuracy >= 0.5 or loss <= 2) and not is_worse_than_a_guess:
+        return []
+    if np.median([row["accuracy"] for row in rows]) >= 0.9:
         return []
     return [
         Finding(
