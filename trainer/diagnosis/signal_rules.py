@@ -103,7 +103,8 @@ def vanishing(evidence: Evidence) -> list[Finding]:
     Formula: r = median raw norm over the first quarter of the kernels / raw norm of the
     last kernel, each the median over a window; the same of the offsets (biases and betas),
     whose gradient is that of the layer's output summed up, and so tells of layers whose
-    inputs fade too; the smaller of both. Where the quarter is exactly 0, the smallest norm
+    inputs fade too; the smaller of both. What is told is that of the kernels, unless the
+    offsets alone are below the bound. Where the quarter is exactly 0, the smallest norm
     that is not 0 stands for it: behind a dead layer everything is 0, and that is not to vanish.
     Threshold: r < 1e-3 in 60 % of the windows. An error if also the update ratio of that
     quarter is below 1e-5, or r below 1e-5; else a warning: an optimizer like Adam scales
