@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import wait_for, write_search
 from tiny import environment, run_trainer, trainer_command
+from tiny_searches import wait_for, write_search
 
 from trainer.config import load_config
 from trainer.diagnosis.evidence import Evidence

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import FakeTrials, load_search, wait_for
+from tiny_searches import FakeTrials, load_search, wait_for
 
 from trainer.config import Config, load_config
 from trainer.config.schema import RuntimeConfig

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from searches import load_search, wait_for
 from tiny import environment
+from tiny_searches import load_search, wait_for
 
 from trainer.errors import DataError, InterruptedRun, SearchError
 from trainer.run_dir import is_alive, read_json

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from searches import GRID, SPACE, FakeTrials, Killed, load_search
+from tiny_searches import GRID, SPACE, FakeTrials, Killed, load_search
 
 from trainer.config import Config
 from trainer.search.directory import SearchDir
@@ -161,7 +161,7 @@ def test_keras_tuner_does_not_need_tensorboard_here(tmp_path: Path) -> None:
         import sys
         sys.modules["tensorboard"] = None
         from pathlib import Path
-        from searches import FakeTrials
+        from tiny_searches import FakeTrials
         from test_search_oracles import go_on, search_of
         folder, trials = Path(sys.argv[1]), FakeTrials()
         go_on(search_of(folder, "random"), folder / "plain", trials)

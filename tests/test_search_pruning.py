@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from searches import load_search
+from tiny_searches import load_search
 
 from trainer.config import dump_config, load_config
 from trainer.config.search_schema import SearchConfig

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from searches import write_search
 from tiny import run_trainer
+from tiny_searches import write_search
 
 from trainer.config import dump_config, load_config
 from trainer.config.search_space import at_point

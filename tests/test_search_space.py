@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from searches import load_search, write_search
+from tiny_searches import load_search, write_search
 
 from trainer.config import dump_config, load_config
 from trainer.config.schema import Adam, Sgd

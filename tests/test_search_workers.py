@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from searches import wait_for, write_search
 from tiny import environment, trainer_command
+from tiny_searches import wait_for, write_search
 from typer.testing import CliRunner
 
 from trainer import cli
