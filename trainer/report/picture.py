@@ -22,7 +22,7 @@ from trainer.report.columns import (
 from trainer.report.scales import place_axis, power_ticks, unique_labels
 
 ANCHOR = "gradient-picture"
-_ABOUT_UPDATES = frozenset({"large_updates", "small_updates", "frozen"})
+_ABOUT_UPDATES = frozenset({"large_updates", "small_updates", "momentum", "frozen"})
 _LABEL_HEIGHT = 15
 # Seen on any colour, that of what is not finite too.
 _FRAME = ({"color": "var(--paper)", "width": 6}, {"color": "var(--bad)", "width": 2.5})
