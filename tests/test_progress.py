@@ -141,7 +141,7 @@ def test_the_end_names_the_best_epoch_and_the_last_and_what_to_do(tmp_path: Path
     text = closing_table(run, read_history(run.history), diagnose(Evidence.of_run(run)))
 
     lines = [line.split() for line in text.splitlines()]
-    assert ["best", "1.4000", "0.6500", "1.5000", "0.6000", "epoch", "2"] in lines
+    assert ["best", "1.4000", "0.6500", "1.5000", "0.6000", "epoch", "2", "by", "accuracy"] in lines
     assert ["last", "1.6000", "0.4500", "1.7000", "0.4000", "epoch", "3"] in lines
     assert "trained    3 epochs, 24 steps in 0:30 of training\nspeed      100 img/s\n" in text
     assert f"next       trainer report {run.path}" in text
@@ -179,7 +179,7 @@ def test_the_end_fits_into_80_columns_whatever_was_found() -> None:
     assert "plateau (error)" in text
     # The most that any part of a resumed run had; and nothing is better than something.
     assert "50,000 MiB" in text
-    assert "best         1.0000    0.5000    1.0000        0.2500  epoch 2" in text
+    assert "best         1.0000    0.5000    1.0000        0.2500  epoch 2 by accuracy" in text
 
 
 def test_a_run_without_an_epoch_has_an_end_too(tmp_path: Path) -> None:

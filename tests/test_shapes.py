@@ -43,7 +43,7 @@ def test_images_are_32_by_32_in_colour_and_marked_synthetic(test: Split) -> None
     assert (test.images.shape, test.images.dtype) == ((2000, 32, 32, 3), np.uint8)
     assert (test.labels.shape, test.labels.dtype) == ((2000,), np.int32)
     assert test.synthetic
-    assert test.origin == "drawn from seed 0"
+    assert test.origin == "a drawing with seed 0"
     assert test.num_classes == 10
 
 

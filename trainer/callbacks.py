@@ -81,6 +81,10 @@ class GradientRecorder(keras.callbacks.Callback):
             window too. With it, the values of gradients are counted at steps that are
             recorded in full: see `RecordedSteps.histograms`.
 
+    Attributes:
+        health: First over last kernel's gradient norm, of the last epoch.
+        has_warned: Whether it has said that a loss or a gradient is not finite.
+
     Raises:
         NonFiniteError: From `fit`, if `on_error` is `"stop"`.
     """
@@ -116,7 +120,7 @@ class GradientRecorder(keras.callbacks.Callback):
         self._warn = warn
         self.on_window = on_window
         self._on_recorded = on_recorded
-        self._has_warned = False
+        self.has_warned = False
         self._pending_steps = 0
         self._hook: StepHook | None = None
         self._buffer: WindowBuffer | None = None
@@ -308,8 +312,8 @@ class GradientRecorder(keras.callbacks.Callback):
         if self.on_error == "stop":
             self._uninstall()
             raise NonFiniteError(message)
-        if not self._has_warned:
-            self._has_warned = True
+        if not self.has_warned:
+            self.has_warned = True
             self._say(f"warning: {message}")
 
 

@@ -33,6 +33,8 @@ def closing_table(run: RunDir, history: Sequence[Mapping[str, float]], diagnosis
     lines.append(_line("gradients", _health(run, diagnosis)))
     lines.append(_line("next", f"trainer report {run.path}"))
     lines.append(_line("", f"trainer evaluate {run.path}"))
+    if run.tensorboard.exists():
+        lines.append(_line("", f"tensorboard --logdir {run.tensorboard}"))
     return "\n".join(lines)
 
 
@@ -42,7 +44,8 @@ def _what_was_done(history: Sequence[Mapping[str, float]]) -> list[str]:
     last = history[-1]
     seconds = math.fsum(row["seconds"] for row in history)
     rate = statistics.median(row["images_per_second"] for row in history)
-    text = f"{len(history)} epochs, {last['step']:,.0f} steps in {duration(seconds)} of training"
+    epochs = f"{len(history)} epoch{'s' if len(history) != 1 else ''}"
+    text = f"{epochs}, {last['step']:,.0f} steps in {duration(seconds)} of training"
     speed = f"{rate:,.0f} img/s"
     # Of a resumed run the last process had the least, perhaps, and an older one did not tell.
     told = [row["memory_mib"] for row in history if row.get("memory_mib", math.nan) > 0]
@@ -55,11 +58,19 @@ def _best_and_last(history: Sequence[Mapping[str, float]]) -> list[str]:
         return []
     last = history[-1]
     keys = [key for key in _FIGURES if key in last]
-    best = max(history, key=lambda row: _or_least(row.get(keys[-1], math.nan)))
+    of_accuracy, of_loss = keys[-1], keys[-2]
+    best = max(
+        history,
+        key=lambda row: (
+            _or_least(row.get(of_accuracy, math.nan)),
+            _or_least(-row.get(of_loss, math.nan)),
+        ),
+    )
     lines = [_line("", "  ".join(f"{_FIGURES[key]:>8}" for key in keys))]
     for name, row in {"best": best, "last": last}.items():
         values = "  ".join(f"{row[key]:>{max(8, len(_FIGURES[key]))}.4f}" for key in keys)
-        lines.append(_line(name, f"{values}  epoch {row['epoch'] + 1:.0f}"))
+        by = " by accuracy" if name == "best" else ""
+        lines.append(_line(name, f"{values}  epoch {row['epoch'] + 1:.0f}{by}"))
     return lines
 
 
@@ -69,7 +80,7 @@ def _or_least(value: float) -> float:
 
 def _health(run: RunDir, diagnosis: Diagnosis) -> str:
     if diagnosis.exit_code == 2:
-        return "not judged"
+        return f"not judged: {diagnosis.unheard or 'no rule could run'}"
     grave = [each for each in diagnosis.findings if each.severity != "note"]
     if not grave:
         return "healthy"

@@ -143,7 +143,7 @@ class Fitting:
             config.fit.batch_size,
             self.epoch_steps,
             self.end_epoch,
-            health=lambda: "" if watch.live is None else watch.live.summary,
+            health=lambda: _health(watch.live, recorder),
         )
         hook = StepHook(self.model.optimizer, None)
         if recorder is None and self.model.distribute_strategy.num_replicas_in_sync > 1:
@@ -202,6 +202,13 @@ class Fitting:
             batch_size=self.config.fit.batch_size,
             num_replicas=self.model.distribute_strategy.num_replicas_in_sync,
         )
+
+
+def _health(live: LiveDiagnosis | None, recorder: GradientRecorder | None) -> str:
+    """What is known of the gradients, in a word or two; empty for nothing."""
+    known = "" if live is None else live.summary
+    # It looks at some windows together; that a step was not finite is known at once.
+    return known or ("nonfinite" if recorder is not None and recorder.has_warned else "")
 
 
 @dataclass

@@ -139,7 +139,8 @@ class RecordedSteps:
         raw, clipped, update, weight = np.moveaxis(self.norms.astype(np.float64), -1, 0)
         # A weight of zeros (a bias at its start) has no ratio: NaN, or 0 while it stays.
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(weight > 0, update / weight, np.where(update > 0, np.nan, 0.0))
+            stays = (weight == 0) & (update == 0)
+            ratio = np.where(weight > 0, update / weight, np.where(stays, 0.0, np.nan))
         rows = [
             summarize(series)
             for series in (raw, clipped, update, weight, ratio)

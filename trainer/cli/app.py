@@ -42,6 +42,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as end:
+        if end.code == 130:
+            # By a Ctrl-C where nothing was there yet to answer it.
+            print("error: interrupted", file=sys.stderr)
         # What typer has told people about a wrong command line. Its exceptions have no public
         # name.
         message = getattr(end.__context__, "format_message", None)

@@ -58,7 +58,8 @@ def _accuracy(results: Results) -> str:
         return f"{first[0]} is better than {rest}: it gets {first[1]} {images}"
     means = [quantity.text(group_mean(group, quantity)) for group in groups]
     if len(set(means)) == 1:
-        return f"{listed([g.label for g in groups])} all get {means[0]} {images}"
+        all_of_them = "both" if len(groups) == 2 else "all"
+        return f"{listed([g.label for g in groups])} {all_of_them} get {means[0]} {images}"
     (best, figure), *others = _shortened(figures)
     rest = ", ".join(f"{label} {each}" for label, each in others)
     return f"{best} gets {figure} {images}, {rest}, {_doubt(decision)}"

@@ -111,8 +111,12 @@ class Comparison:
         if any(decision.better is not None for decision in self.results.decisions.values()):
             note = "* better: its 95 % interval over the seeds lies beyond all others"
         else:
-            reasons = [d.reason for d in self.results.decisions.values() if d.quantity.better]
-            note = f"nothing is marked as better: {', or '.join(dict.fromkeys(reasons))}"
+            titles: dict[str, list[str]] = {}
+            for each in self.results.decisions.values():
+                if each.quantity.better:
+                    titles.setdefault(each.reason, []).append(each.quantity.title)
+            reasons = [f"{', '.join(names)}: {reason}" for reason, names in titles.items()]
+            note = f"nothing is marked as better ({'; '.join(reasons)})"
         lines = _aligned(rows)
         if width is not None:
             if max(map(len, lines)) > width:

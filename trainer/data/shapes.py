@@ -121,7 +121,7 @@ def draw_shapes(num_images: int, part: Part, seed: int) -> Split:
         for start in range(0, len(members), _BLOCK_IMAGES):
             block = members[start : start + _BLOCK_IMAGES]
             images[block] = _draw(distance, len(block), random)
-    return Split(images, labels, CLASS_NAMES, f"drawn from seed {seed}", synthetic=True)
+    return Split(images, labels, CLASS_NAMES, f"a drawing with seed {seed}", synthetic=True)
 
 
 def _draw(distance: Distance, num_images: int, random: np.random.Generator) -> np.ndarray:

@@ -30,7 +30,7 @@ class Split:
         labels: Shape `(num_images,)`, int32, indices into `class_names`.
         class_names: One name per class.
         origin: Where the images come from, for people: a folder, or
-            `drawn from seed 0`.
+            `a drawing with seed 0`.
         synthetic: True if the images were drawn and not taken from the world, so
             that no report passes them off as a real data set.
     """

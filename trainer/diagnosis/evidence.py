@@ -68,15 +68,28 @@ class Evidence:
                 return None
 
         log: GradientLog | None = attempt("log", lambda: GradientLog.read(run.gradients))
+        history = attempt("history", lambda: read_history(run.history)) or ()
+        # The log of an epoch is there before its row of the history is.
+        trained = int(history[-1].get("step", 0)) if history else 0
         if log is not None and not len(log.steps):
             missing["log"] = f"{run.gradients}: no window was recorded yet"
+            if trained:
+                missing["log"] = (
+                    f"{run.gradients}: no window can be read, and the run has trained for "
+                    f"{trained} steps: the log is damaged"
+                )
             log = None
         elif log is not None and log.problem:
             missing["the end of the log"] = log.problem
+        elif log is not None and log.steps["step"][-1] + log.header.every_steps < trained:
+            missing["the end of the log"] = (
+                f"{run.gradients}: its last step is {log.steps['step'][-1]}, and the run has "
+                f"trained for {trained} steps: the log is damaged"
+            )
         return cls(
             log=log,
             config=load_config(run.config),
-            history=attempt("history", lambda: read_history(run.history)) or (),
+            history=history,
             data=attempt("data", lambda: read_json(run.data)),
             missing=missing,
         )

@@ -42,19 +42,22 @@ class Diagnosis:
         not_judged: Why a rule could not run, by its id.
         num_rules: That did run.
         missing: Why some evidence is not there, by its name.
+        unheard: Why a training cannot be called healthy, though nothing was found: too
+            little of its gradients is known. Empty if it can.
     """
 
     findings: tuple[Finding, ...]
     not_judged: dict[str, str]
     num_rules: int
     missing: dict[str, str]
+    unheard: str = ""
 
     @property
     def exit_code(self) -> int:
-        """0 healthy, 1 with a finding of severity error, 2 if no rule could run."""
-        if not self.num_rules:
-            return 2
-        return int(any(finding.severity == "error" for finding in self.findings))
+        """0 healthy, 1 with a finding of severity error, 2 if it cannot be judged."""
+        if any(finding.severity == "error" for finding in self.findings):
+            return 1
+        return 2 if self.unheard or not self.num_rules else 0
 
     def __str__(self) -> str:
         return format_diagnosis(self)
@@ -89,7 +92,9 @@ def diagnose_run(run: RunDir) -> Diagnosis:
 
 
 def keep_diagnosis(run: RunDir, diagnosis: Diagnosis) -> None:
-    """Write a run's `diagnosis.json`."""
+    """Write a run's `diagnosis.json`; no verdict at all does not replace one."""
+    if diagnosis.exit_code == 2 and run.diagnosis.exists():
+        return
     write_json(run.diagnosis, {"run": str(run.path), **diagnosis.as_json()})
 
 
@@ -111,7 +116,15 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         not_judged,
         len(RULES) - len(not_judged),
         evidence.missing,
+        _unheard(evidence),
     )
+
+
+def _unheard(evidence: Evidence) -> str:
+    try:
+        return "" if len(evidence.windows) else "no window was recorded"
+    except CannotJudge as reason:
+        return str(reason)
 
 
 def _place(error: Exception) -> str:
@@ -160,7 +173,10 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
                 else _paragraph(f"try {remedy.why}", "  ")
             )
         lines.append("")
-    if not diagnosis.findings:
+    if diagnosis.exit_code == 2:
+        why = diagnosis.unheard or "no rule could run"
+        lines += [*_paragraph(f"could not judge whether it is healthy: {why}.", ""), ""]
+    elif not diagnosis.findings:
         lines += ["healthy: no rule found anything", ""]
     lines += _paragraph(f"{diagnosis.num_rules} rules ran.", "")
     names_of: dict[str, list[str]] = {}

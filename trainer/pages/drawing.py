@@ -34,6 +34,7 @@ _WIDTH_INCHES = 7.5
 _PIXELS_PER_INCH = 105
 # Where axes lie on the canvas; what stands beside them is cut out with them.
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.09, 0.98, 0.1, 0.98
+_BESIDE = 0.05
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "thick": "-"}
 _SYMBOLS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "x": "X"}
 _GRID = "line"
@@ -153,6 +154,9 @@ def _axes(
     across, down = (_axis(layout, name).get("domain", (0.0, 1.0)) for name in key)
     left, bottom = _on_canvas(across[0], down[0])
     right, top = _on_canvas(across[1], down[1])
+    if across[0] > 0 and "title" in _axis(layout, key[1]):
+        # A title needs more room here than on the page.
+        left += _BESIDE
     place: Axes = canvas.add_axes((left, bottom, right - left, top - bottom), sharex=shared)
     place.grid(color=colour(_GRID), linewidth=0.6)
     place.set_axisbelow(True)
