@@ -163,3 +163,15 @@ def test_doctor_answers_in_json(
     names = [check["name"] for check in json.loads(capsys.readouterr().out)["checks"]]
     assert "CPU" in names
     assert "data: shapes" in names
+
+
+def test_ctrl_c_before_anything_was_there_to_answer_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.config.load_config", interrupted)
+
+    assert call("train", CONFIG, monkeypatch=monkeypatch) == 130
+    assert capsys.readouterr().err.endswith("error: interrupted\n")

@@ -17,10 +17,12 @@ from trainer.callbacks import GradientRecorder
 from trainer.config import load_config
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import SEVERITIES, Finding
-from trainer.diagnosis.judge import Diagnosis, diagnose, format_diagnosis
+from trainer.diagnosis.judge import Diagnosis, diagnose, format_diagnosis, keep_diagnosis
 from trainer.diagnosis.registry import RULES
 from trainer.errors import TrainerError
-from trainer.run_dir import RunDir
+from trainer.gradient_log import read_windows
+from trainer.recorded_steps import STEP_DTYPE, WINDOW_STATS, RecordedSteps
+from trainer.run_dir import RunDir, read_json
 from trainer.train import train
 
 LAYERS = 12
@@ -271,3 +273,61 @@ def test_findings_are_ordered_by_severity_first(tmp_path: Path) -> None:
     order = [SEVERITIES.index(each.severity) for each in diagnosis.findings]
     assert len(order) > 1
     assert order == sorted(order)
+
+
+def test_a_training_whose_gradients_were_not_recorded_is_not_called_healthy(tmp_path: Path) -> None:
+    run = trained(tmp_path, ["gradients.record=false"])
+
+    diagnosis = diagnose(Evidence.of_run(run))
+
+    assert diagnosis.exit_code == 2
+    assert diagnosis.as_json()["verdict"] == "could not judge"
+    assert "healthy: no rule found anything" not in str(diagnosis)
+    assert "could not judge whether it is healthy" in str(diagnosis)
+
+
+def test_ten_steps_are_too_few_to_be_called_healthy(tmp_path: Path) -> None:
+    run = trained(tmp_path, ["fit.epochs=1"])  # nine steps
+
+    diagnosis = diagnose(Evidence.of_run(run))
+
+    assert (diagnosis.findings, diagnosis.exit_code) == ((), 2)
+    assert "the log ends within the first 10 steps" in str(diagnosis)
+
+
+def test_no_verdict_at_all_does_not_replace_one(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    kept = Diagnosis((), {}, 5, {})
+
+    keep_diagnosis(run, kept)
+    keep_diagnosis(run, Diagnosis((), {}, 5, {}, unheard="no gradients were recorded"))
+
+    assert read_json(run.diagnosis)["verdict"] == "healthy"
+
+
+def test_a_log_that_lost_its_last_windows_is_said_to_be_damaged(tmp_path: Path) -> None:
+    run = trained(tmp_path, [])
+    windows = run.gradients / "windows.bin"
+    whole = list(read_windows(run.gradients))
+    windows.write_bytes(b"".join(each.encode() for each in whole[:4]))
+
+    missing = Evidence.of_run(run).missing
+
+    assert (
+        "its last step is 12, and the run has trained for 27 steps" in missing["the end of the log"]
+    )
+    windows.write_bytes(b"")
+    assert (
+        "no window can be read, and the run has trained for 27 steps"
+        in (Evidence.of_run(run).missing["log"])
+    )
+
+
+def test_the_update_ratio_of_lost_weights_is_unknown() -> None:
+    steps = np.zeros(1, STEP_DTYPE)
+    norms = np.array([[[1, 1, np.nan, np.nan], [1, 1, 0, 0], [1, 1, 2, 0], [1, 1, 1, 2]]])
+    recorded = RecordedSteps(steps, norms.astype(np.float32), np.full((1, 4, 5), np.nan))
+
+    ratios = recorded.summarize()[WINDOW_STATS.index("update_ratio/median")]
+
+    np.testing.assert_array_equal(ratios, [np.nan, 0, np.nan, 0.5])

@@ -218,3 +218,22 @@ def test_a_finding_that_goes_to_and_fro_is_said_once(
     events = [event for event in read_events(run) if event["rule"] == "mine"]
     assert [event["severity"] for event in events] == ["warning", "error"]
     assert capsys.readouterr().err.count("mine: it is so") == 2
+
+
+def test_a_line_says_nonfinite_as_soon_as_it_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Too few windows for the live diagnosis to look.
+    started(tmp_path, [*NAN, "fit.epochs=1", "gradients.on_error=warn"])
+
+    [line] = [each for each in capsys.readouterr().err.splitlines() if each.startswith("epoch")]
+    assert line.endswith("nonfinite")
+
+
+def test_the_last_line_of_a_sick_training_names_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started(tmp_path, SIGMOIDS)
+
+    lines = [each for each in capsys.readouterr().err.splitlines() if each.startswith("epoch")]
+    assert "  vanishing" in lines[-1]
