@@ -107,3 +107,13 @@ def test_the_command_line_lists_runs_as_json(tmp_path: Path) -> None:
 
     assert answer.returncode == 0, answer.stderr
     assert [run["state"] for run in json.loads(answer.stdout)["runs"]] == ["done"]
+
+
+def test_an_accuracy_on_training_images_is_called_that(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "one", "done", 3)
+    write_history(run.history, [{"epoch": 0, "accuracy": 0.5}])
+
+    [found] = find_runs([tmp_path / "runs"])
+
+    assert (found.accuracy, found.accuracy_of) == (0.5, "training")
+    assert "50.00 % (training)" in format_runs([found])

@@ -12,6 +12,8 @@ from trainer.config import load_config
 from trainer.errors import RunDirectoryError, TrainerError
 from trainer.run_dir import RunDir, read_history, read_json
 
+_ACCURACIES = {"val_accuracy": "validation", "accuracy": "training"}
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -23,6 +25,7 @@ class RunSummary:
         epochs: That have ended.
         epochs_asked: Of the config; None if that cannot be read.
         accuracy: Of the last epoch: on validation images, else on training images.
+        accuracy_of: Which images these are: `validation`, `training`, or None.
         test_accuracy: Of `evaluate`; None if it was not asked.
         health: The verdict of the newest diagnosis with the first error, or None.
         reason: Why it stopped, for people.
@@ -33,6 +36,7 @@ class RunSummary:
     epochs: int
     epochs_asked: int | None
     accuracy: float | None
+    accuracy_of: str | None
     test_accuracy: float | None
     health: str | None
     reason: str
@@ -52,12 +56,14 @@ class RunSummary:
         with suppress(RunDirectoryError):
             test_accuracy = read_json(run.evaluation).get("accuracy")
         last = history[-1] if history else {}
+        images = next((of for key, of in _ACCURACIES.items() if key in last), None)
         return cls(
             path=run.path,
             state=str(status.get("state", "unknown")),
             epochs=len(history),
             epochs_asked=asked,
             accuracy=last.get("val_accuracy", last.get("accuracy")),
+            accuracy_of=images,
             test_accuracy=test_accuracy,
             health=_health(run),
             reason=str(status.get("reason", "")),
@@ -120,7 +126,7 @@ def format_runs(runs: Sequence[RunSummary]) -> str:
             (
                 run.state,
                 f"{run.epochs}/{run.epochs_asked or '?'}",
-                _percent(run.accuracy),
+                _percent(run.accuracy) + " (training)" * (run.accuracy_of == "training"),
                 _percent(run.test_accuracy),
                 run.health or "",
                 str(run.path),

@@ -34,15 +34,17 @@ def results_blocks(results: Results, folder: Path) -> list[str | Html | Figure]:
 
 
 def _group_table(results: Results) -> Html:
-    columns = ["config", "seeds", *(each.title for each in results.quantities), "findings"]
+    titles = [each.title for each in results.quantities]
+    columns = ["config", "seeds", "findings", *titles]
     rows = []
     for index, group in enumerate(results.groups):
         cells: list[Any] = [_named(group.label, index), group.num_seeds]
+        cells.append(_health_cell(group.runs))
         for quantity in results.quantities:
             decision = results.decisions[quantity.key]
             cells.append(_marked(decision, index, decision.intervals[index]))
-        rows.append([*cells, _health_cell(group.runs)])
-    return table(columns, rows, label="Results by config", numbers=columns[1:-1])
+        rows.append(cells)
+    return table(columns, rows, label="Results by config", numbers=["seeds", *titles])
 
 
 def _marked(decision: Decision, index: int, interval: Interval | None) -> Html | str:
@@ -56,19 +58,19 @@ def _marked(decision: Decision, index: int, interval: Interval | None) -> Html |
 
 def _run_table(results: Results, folder: Path) -> Html:
     titles = [each.title for each in results.quantities]
-    columns = ["run", "state", "epochs", *titles, "findings", "folder"]
+    columns = ["run", "state", "epochs", "findings", *titles, "folder"]
     rows = []
     for index, group in enumerate(results.groups):
         for label, run in zip(group.labels, group.runs, strict=True):
             cells: list[Any] = [_named(label, index), run.state if run.is_run else "bare log"]
-            cells.append(epochs_text(run))
+            cells += [epochs_text(run), _health_cell([run])]
             for quantity in results.quantities:
                 value = quantity.of(run)
                 text = quantity.text(value) if math.isfinite(value) else "\u2013"
                 cells.append(Cell(text, value))
-            cells.append(_health_cell([run]))
             rows.append([*cells, _folder(run, folder)])
-    return table(columns, rows, label="Results by run", numbers=columns[2:-2], is_sortable=True)
+    numbers = ["epochs", *titles]
+    return table(columns, rows, label="Results by run", numbers=numbers, is_sortable=True)
 
 
 def _named(label: str, index: int) -> Html:
