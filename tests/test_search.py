@@ -255,7 +255,8 @@ def test_a_search_that_is_interrupted_and_killed_goes_on_from_its_checkpoints(
     tmp_path: Path,
 ) -> None:
     config = write_search(tmp_path, "algorithm: grid", "prune: gradients", space=TWO)
-    arguments = ("tune", config, "--searches-dir", tmp_path / "s", "--set", "fit.epochs=8")
+    # So many that a trial has not ended before its first checkpoint is seen, on a busy machine too.
+    arguments = ("tune", config, "--searches-dir", tmp_path / "s", "--set", "fit.epochs=30")
     trials = tmp_path / "s" / "tiny" / "trials"
 
     def start(*more: str) -> subprocess.Popen[str]:
