@@ -55,8 +55,9 @@ def test_a_trial_is_a_run_with_its_history_its_log_and_its_diagnosis(finished: R
     assert Evidence.at(trial.path).log is not None
     assert load_config(trial.run.config).optimizer.learning_rate == 3e-3
     assert len(read_history(trial.run.history)) == 1
-    assert json.loads(trial.run.diagnosis.read_text())["verdict"] == "healthy"
-    assert trial.outcome is not None and trial.outcome.health == "healthy"
+    # Its nine steps are too few to call it healthy.
+    assert json.loads(trial.run.diagnosis.read_text())["verdict"] == "could not judge"
+    assert trial.outcome is not None and trial.outcome.health == "unknown"
 
 
 def test_a_score_is_the_objective_of_the_last_epoch(finished: Results) -> None:
