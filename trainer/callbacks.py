@@ -138,7 +138,7 @@ class GradientRecorder(keras.callbacks.Callback):
 
         Returns:
             Its `exit_code` is 0 for a healthy training, 1 with a finding of severity
-            error, and 2 if nothing could be judged, which `not_judged` explains.
+            error, and 2 if too little was recorded to tell, which `unheard` explains.
         """
         self.flush()
         if self.model is not None and self._writer is None:

@@ -73,6 +73,7 @@ class Diagnosis:
         ]
         return {
             "verdict": ("healthy", "unhealthy", "could not judge")[self.exit_code],
+            "unheard": self.unheard,
             "findings": findings,
             "rules_run": self.num_rules,
             "not_judged": self.not_judged,
