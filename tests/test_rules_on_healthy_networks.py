@@ -14,7 +14,7 @@ from trainer.callbacks import GradientRecorder
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import CannotJudge
 from trainer.diagnosis.judge import Diagnosis, diagnose
-from trainer.diagnosis.loss_rules import diverging, plateau
+from trainer.diagnosis.loss_rules import diverging, overfitting, plateau
 from trainer.diagnosis.step_rules import small_updates
 from trainer.gradient_log import GradientLog, read_windows
 
@@ -124,3 +124,20 @@ def test_a_healthy_diagnosis_has_no_rule_that_failed(tmp_path: Path) -> None:
     diagnosis = diagnosed(stack("relu", "he_normal", layers=3), sgd(), tmp_path)
     assert not [reason for reason in diagnosis.not_judged.values() if "failed" in reason]
     assert diagnose(Evidence.of_log(tmp_path)).exit_code == 0
+
+
+def test_a_validation_loss_that_was_never_better_than_now_is_no_overfitting() -> None:
+    # The first epochs of configs/quickstart.yaml.
+    losses = [2.3016, 2.1583, 1.1471, 1.1389, 0.8200]
+    rows = [
+        {"loss": 2.5 - 0.4 * i, "val_loss": loss, "accuracy": 0.2 * i, "val_accuracy": 0.1 * i}
+        for i, loss in enumerate(losses)
+    ]
+
+    assert overfitting(Evidence(None, history=rows)) == []
+    # The same, if it then rises and stays up.
+    more = [{**rows[-1], "epoch": 5, "loss": 0.1, "val_loss": 1.2} for _ in range(3)]
+    [found] = overfitting(
+        Evidence(None, history=[{**r, "epoch": i} for i, r in enumerate(rows)] + more)
+    )
+    assert found.numbers["end_over_best"] > 1.2

@@ -200,8 +200,8 @@ def _has_learned(evidence: Evidence, best: float) -> bool:
 def overfitting(evidence: Evidence) -> list[Finding]:
     """Validation that gets worse while training gets better.
 
-    Formula: median validation loss of the last three epochs over the best one; training
-    less validation accuracy, the same way.
+    Formula: median validation loss of the last three epochs over the best one, if that came
+    before them; training less validation accuracy, the same way.
     Threshold: 1.2 and 0.1.
     Source: trainproof, 1.2 after four epochs; SageMaker Debugger, a gap of a tenth.
     Wrong when: augmentation or label smoothing make the training set the harder one, which
@@ -212,6 +212,9 @@ def overfitting(evidence: Evidence) -> list[Finding]:
     late = float(np.median(losses[-3:]))
     gap = float(np.median([row["accuracy"] - row["val_accuracy"] for row in rows[-3:]]))
     if late <= 1.2 * losses.min() or gap <= 0.1 or not rows[-1]["loss"] < rows[0]["loss"]:
+        return []
+    # One that has just been reached is no rise.
+    if losses.argmin() >= len(losses) - 3:
         return []
     best = rows[int(losses.argmin())]
     return [
