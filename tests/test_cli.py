@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 from trainer import cli
 from trainer.errors import DataError, NonFiniteError
 
-CONFIG = Path(__file__).parent.parent / "configs" / "resnet20.yaml"
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "resnet20.yaml"
 
 
 def call(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -29,6 +31,22 @@ def test_help_lists_every_verb() -> None:
 
     for verb in ("train", "evaluate", "predict", "model", "doctor", "config"):
         assert f" {verb} " in output
+
+
+def test_what_keras_imports_for_nothing_is_left_out_and_can_be_imported_later(
+    tmp_path: Path,
+) -> None:
+    for name in ("sklearn", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text("pyplot = None\n")
+    script = (
+        "import sys; from trainer.quiet import import_tensorflow; import_tensorflow(); "
+        "assert 'keras' in sys.modules; assert not {'sklearn', 'matplotlib'} & set(sys.modules); "
+        "import sklearn, matplotlib"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_and_config_errors_do_not_import_tensorflow(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def test_validation_images_that_were_trained_on_are_a_warning_and_copies_a_note(
 
 def test_no_fault_that_leaves_something_to_learn_is_an_error(ill: Diagnosis) -> None:
     assert {finding.severity for finding in ill.findings} == {"warning", "note"}
-    assert ill.exit_code == 0
+    # Its run recorded no gradients, so that it is not called healthy either.
+    assert ill.exit_code == 2
 
 
 def test_a_finding_about_data_speaks_of_no_window(ill: Diagnosis) -> None:

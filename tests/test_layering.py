@@ -29,6 +29,7 @@ FLOORS = (
     {"diagnosis", "runs"},
     {"live", "report", "closing", "event_files"},
     {"compare"},
+    {"quiet"},
     {
         "runtime",
         "data",
@@ -41,7 +42,6 @@ FLOORS = (
         "keras_specs",
         "loss_checks",
         "saved_models",
-        "quiet",
     },
     {"layers", "activation_stats", "activation_hook"},
     {"window_buffer", "dead_units", "progress"},

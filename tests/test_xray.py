@@ -32,10 +32,14 @@ def tiny(folder: Path, *overrides: str) -> Config:
     return load_config(write_tiny_config(folder), list(overrides))
 
 
+def xray_of(config: Config) -> XRay:
+    return take_xray(config, load_training_data(config).train)
+
+
 def judged(folder: Path, *overrides: str) -> Diagnosis:
     # Traced in half of the time that Adam's step takes.
     optimizer = "optimizer={kind: sgd, learning_rate: 0.01}"
-    return judge_xray(take_xray(tiny(folder, optimizer, *overrides)))
+    return judge_xray(xray_of(tiny(folder, optimizer, *overrides)))
 
 
 def rules_of(diagnosis: Diagnosis, severity: str = "error") -> list[str]:
@@ -44,7 +48,7 @@ def rules_of(diagnosis: Diagnosis, severity: str = "error") -> list[str]:
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> XRay:
-    return take_xray(tiny(tmp_path_factory.mktemp("healthy")))
+    return xray_of(tiny(tmp_path_factory.mktemp("healthy")))
 
 
 def test_a_healthy_residual_network_has_no_findings(healthy: XRay) -> None:
@@ -208,7 +212,7 @@ def test_the_first_loss_is_held_against_the_logarithm_of_the_classes(tmp_path: P
 
 
 def test_a_frozen_stem_and_early_crops_are_looked_at_too(tmp_path: Path) -> None:
-    xray = take_xray(
+    xray = xray_of(
         tiny(
             tmp_path,
             "model.stem={kind: whitening}",
@@ -223,7 +227,7 @@ def test_a_frozen_stem_and_early_crops_are_looked_at_too(tmp_path: Path) -> None
 
 
 def test_gradients_of_float16_are_unscaled(tmp_path: Path) -> None:
-    xray = take_xray(
+    xray = xray_of(
         tiny(
             tmp_path,
             "runtime.precision=mixed_float16",
@@ -239,7 +243,7 @@ def test_gradients_of_float16_are_unscaled(tmp_path: Path) -> None:
 
 
 def test_one_seed_gives_one_xray(healthy: XRay, tmp_path: Path) -> None:
-    again = take_xray(tiny(tmp_path))
+    again = xray_of(tiny(tmp_path))
     for name in ("output_std", "gradient_rms", "kernel_gradient_norms", "cross_entropies"):
         np.testing.assert_allclose(getattr(again, name), getattr(healthy, name), rtol=1e-5)
     np.testing.assert_allclose(again.steps.loss, healthy.steps.loss, rtol=1e-4)

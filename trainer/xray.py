@@ -22,7 +22,7 @@ from trainer.bounded_values import Saturation
 from trainer.config import Config
 from trainer.config.schema import RuntimeConfig
 from trainer.data.pipeline import steps_per_epoch, training_batches
-from trainer.data.splits import load_training_data
+from trainer.data.sources import Split
 from trainer.diagnosis.xray_evidence import FirstSteps, XRay
 from trainer.gradient_hook import clipping_of
 from trainer.gradient_log import VariableInfo
@@ -41,18 +41,18 @@ _COST_OF_BATCH = 2e9
 Differentiate = Callable[..., tuple[Any, Any, list[Any], list[Any], list[Any]]]
 
 
-def take_xray(config: Config) -> XRay:
+def take_xray(config: Config, split: Split) -> XRay:
     """Measure a model at its start; TensorFlow and Keras are set up as for its training.
 
     Args:
         config: The resolved config.
+        split: The images that it would train on.
 
     Raises:
         TrainerError: As the training would.
     """
     runtime = set_up(_on_one_device(config.runtime), config.seed)
     say(f"xray of {config.name}: {runtime.precision} on {runtime.devices[0]}")
-    split = load_training_data(config).train
     epoch_steps = steps_per_epoch(split.num_images, config.fit.batch_size)
     with _unoptimized_graphs():
         model = build_compiled(config, split, runtime, epoch_steps)

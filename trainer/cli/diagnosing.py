@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,6 +19,7 @@ from trainer.run_dir import RunDir
 if TYPE_CHECKING:
     from trainer.diagnosis.judge import Diagnosis
 
+T = TypeVar("T")
 Rules = Annotated[list[Path] | None, typer.Option(help="A Python file with rules of your own.")]
 
 
@@ -147,18 +152,35 @@ def xray(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     Exit code 0: healthy, 1: unhealthy, 2: could not judge.
     """
     from trainer.config import load_config
+    from trainer.data.splits import load_training_data
     from trainer.quiet import import_tensorflow
 
     loaded = load_config(config, overrides or [])
-    # The process is short, and making graphs makes much that is kept.
+    # The process is short, and what graphs are made of is a million objects that are kept.
     gc.disable()
+    atexit.register(gc.freeze)
+    data = _in_background(lambda: load_training_data(loaded))
     import_tensorflow()
     from trainer.diagnosis.xray_report import format_xray, judge_xray, xray_as_json
     from trainer.xray import take_xray
 
-    found = take_xray(loaded)
+    found = take_xray(loaded, data.result().train)
     diagnosis = judge_xray(found)
     value = {"config": str(config), **diagnosis.as_json(), **xray_as_json(found)}
     answer(value, as_json, lambda: format_xray(found, diagnosis))
     if diagnosis.exit_code:
         raise typer.Exit(diagnosis.exit_code)
+
+
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """Begin work in a thread that Ctrl-C does not wait for."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

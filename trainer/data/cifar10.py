@@ -22,6 +22,7 @@ import numpy as np
 from trainer.data.pickled_arrays import ForbiddenGlobalError, load_pickle
 from trainer.data.sources import Part, Split
 from trainer.errors import DataError
+from trainer.quiet import import_tensorflow
 
 CLASS_NAMES = (
     "airplane",
@@ -262,6 +263,8 @@ _LAYOUTS = (
 
 def _load_through_keras(part: Part) -> Split:
     try:
+        # Another thread may be about it.
+        import_tensorflow()
         import keras
 
         # Keras prints its progress to standard output, which belongs to `--json`.
