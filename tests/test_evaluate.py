@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -15,7 +16,7 @@ import trainer.layers  # noqa: F401
 from trainer.config import load_config
 from trainer.data.sources import load_split
 from trainer.data.splits import split_off_validation
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, format_evaluation
 from trainer.pixels import PixelScaling, whitening_kernel
 from trainer.run_dir import RunDir, read_json
 from trainer.train import train
@@ -64,6 +65,17 @@ def test_an_evaluation_averages_the_views_and_tells_the_single_one_too(run: RunD
     single = model.predict(split.images, verbose=0).argmax(axis=1) == split.labels
     assert evaluation.single_view_accuracy == pytest.approx(single.mean())
     assert read_json(run.evaluation)["views"] == "mirror"
+
+
+def test_a_model_of_nan_is_not_passed_off_as_one_that_guesses(run: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(Path(shutil.copytree(run.path, tmp_path / "broken")))
+    model = keras.models.load_model(copy.model, compile=False)
+    model.get_layer("head_logits").kernel.assign(np.full((24, 10), np.nan, np.float32))
+    model.save(copy.model)
+    evaluation = evaluate(copy)
+    assert evaluation.num_not_finite == evaluation.num_images
+    assert "are not finite: their predictions mean nothing" in format_evaluation(evaluation)
+    assert evaluate(run).num_not_finite == 0
 
 
 def test_predictions_average_the_views_and_a_bad_file_costs_only_its_own_row(

@@ -51,6 +51,8 @@ class Evaluation:
         confusion: Images by true class (rows) and predicted class (columns).
         source: Of the data.
         synthetic: Whether the images are drawn, not photographed.
+        num_not_finite: Images whose logits hold a NaN or an infinity: a prediction of theirs
+            is no more than the first class that has one.
         seen_in_training: Images that equal one of the training images in every pixel; None
             where the run does not say what it was trained on.
     """
@@ -64,6 +66,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     source: str
     synthetic: bool
+    num_not_finite: int = 0
     seen_in_training: int | None = None
 
 
@@ -200,6 +203,7 @@ def measure(
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         source=config.data.source,
         synthetic=split.synthetic,
+        num_not_finite=int((~np.isfinite(logits).all(axis=1)).sum()),
     )
 
 
@@ -212,6 +216,15 @@ def _views_line(evaluation: Evaluation) -> list[str]:
         return []
     single = evaluation.single_view_accuracy
     return [f"averaged over {evaluation.views} views; of single images: accuracy {single:.4f}"]
+
+
+def _not_finite_lines(evaluation: Evaluation) -> list[str]:
+    count = evaluation.num_not_finite
+    if not count:
+        return []
+    return [
+        f"warning: the logits of {count:,} of them are not finite: their predictions mean nothing"
+    ]
 
 
 def _seen_lines(evaluation: Evaluation) -> list[str]:
@@ -231,6 +244,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
         f"{evaluation.num_images:,} {what} of {evaluation.source}: "
         f"accuracy {evaluation.accuracy:.4f}, loss {evaluation.loss:.4f}",
         *_views_line(evaluation),
+        *_not_finite_lines(evaluation),
         *_seen_lines(evaluation),
         "",
         f"{'class':12} {'images':>7} {'precision':>9} {'recall':>7} {'f1':>7}",
