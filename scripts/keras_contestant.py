@@ -31,7 +31,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from trainer import activations, normalization  # noqa: E402
+from trainer import activations, layers, models, normalization  # noqa: E402
 from trainer.callbacks import GradientRecorder  # noqa: E402
 from trainer.data.augment import augment_batch  # noqa: E402
 from trainer.data.pipeline import steps_per_epoch, training_batches  # noqa: E402
@@ -138,6 +138,7 @@ def use_stock_layers() -> None:
     """Let models be built of Keras' own layers where this project has a faster one."""
     normalization.FusedBatchNormalization = keras.layers.BatchNormalization
     activations.FusedActivation = keras.layers.Activation
+    layers.Convolution2D = models.Convolution2D = keras.layers.Conv2D
 
 
 def own_layers(model: keras.Model) -> set[str]:

@@ -36,6 +36,7 @@ FLOORS = (
         "activations",
         "initializers",
         "normalization",
+        "convolution",
         "schedules",
         "gradient_stats",
         "bounded_values",

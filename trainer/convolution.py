@@ -1,0 +1,41 @@
+"""Conv2D that takes the quicker of two ways to the same bfloat16 numbers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer.machine import cpu_bfloat16_flag
+
+
+@keras.saving.register_keras_serializable(package="trainer")
+class Convolution2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` whose bfloat16 is not slower than float32 on a CPU.
+
+    Same arguments, weights and numbers. A bfloat16 convolution adds up in float32 and rounds
+    its sums. Without instructions for tiles of bfloat16 oneDNN takes up to 1.9 times as long
+    for it, both ways, as for one in float32 (3x3 kernels of 16 to 256 channels, TensorFlow
+    2.21, AVX-512 with avx512_bf16). There this layer casts, convolves in float32 and rounds.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        if (
+            inputs.dtype != "bfloat16"
+            or self.data_format != "channels_last"
+            or not _is_quicker_in_float32()
+        ):
+            return super().call(inputs)
+        sums = self.convolution_op(tf.cast(inputs, "float32"), tf.cast(self.kernel, "float32"))
+        if self.use_bias:
+            # oneDNN adds it before it rounds, too.
+            sums = tf.nn.bias_add(sums, tf.cast(self.bias, "float32"))
+        outputs = tf.cast(sums, "bfloat16")
+        return outputs if self.activation is None else self.activation(outputs)
+
+
+@cache
+def _is_quicker_in_float32() -> bool:
+    return not tf.config.get_visible_devices("GPU") and cpu_bfloat16_flag() is None
