@@ -15,10 +15,11 @@ from trainer.machine import cpu_bfloat16_flag
 class Convolution2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` whose bfloat16 is not slower than float32 on a CPU.
 
-    Same arguments, weights and numbers. A bfloat16 convolution adds up in float32 and rounds
-    its sums. Without instructions for tiles of bfloat16 oneDNN takes up to 1.9 times as long
-    for it, both ways, as for one in float32 (3x3 kernels of 16 to 256 channels, TensorFlow
-    2.21, AVX-512 with avx512_bf16). There this layer casts, convolves in float32 and rounds.
+    Same arguments, weights and numbers, but for a last bit where sums of another order round
+    otherwise. A bfloat16 convolution adds up in float32 and rounds its sums. Without
+    instructions for tiles of bfloat16 oneDNN takes up to 1.9 times as long for it, both ways,
+    as for one in float32 (3x3 kernels of 16 to 256 channels, TensorFlow 2.21, AVX-512 with
+    avx512_bf16). There this layer casts, convolves in float32 and rounds.
     """
 
     def call(self, inputs: Any) -> Any:
