@@ -176,6 +176,7 @@ def main() -> None:
             batch_size=batch_size,
             seed=config.seed,
             augment=config.data.augment,
+            early_crops=config.data.early_crops,
         )
 
     with tempfile.TemporaryDirectory() as folder:

@@ -202,7 +202,7 @@ def test_the_torch_peer_knows_what_it_can_train() -> None:
     assert unsupported(other) == ["model.block.activation=gelu"]
 
 
-@pytest.mark.parametrize("name", ["step", "recorder", "depth", "xray"])
+@pytest.mark.parametrize("name", ["step", "recorder", "depth", "xray", "fast"])
 def test_a_benchmark_explains_itself_without_importing_tensorflow(name: str) -> None:
     program = f"import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, {str(SCRIPTS)!r})"
     program += "\ntry: runpy.run_module('benchmark_" + name + "', run_name='__main__')"
