@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from turns import Turns, TurnsOver
+from turns import NEEDS_TORCH, Turns, TurnsOver
 
 try:
     import torch
@@ -122,10 +122,7 @@ def main() -> None:
     """Take part, or say why not."""
     turns = Turns()
     if torch is None:
-        turns.decline(
-            "its interpreter cannot import torch. Install it there (pip install "
-            "'.[benchmark]'; the CPU build is enough), or name one that has it: --torch-python PATH"
-        )
+        turns.decline(NEEDS_TORCH)
     try:
         train(turns)
     except TurnsOver:

@@ -13,7 +13,7 @@ import itertools
 import re
 from typing import Any
 
-from turns import Turns, TurnsOver
+from turns import NEEDS_TORCH, Turns, TurnsOver
 
 try:
     import torch
@@ -184,10 +184,7 @@ def main() -> None:
     """Take part, or say why not."""
     turns = Turns()
     if torch is None:
-        turns.decline(
-            "its interpreter cannot import torch. Install it there (pip install "
-            "'.[benchmark]'; the CPU build is enough), or name one that has it: --torch-python PATH"
-        )
+        turns.decline(NEEDS_TORCH)
     if problems := unsupported(turns.spec["config"]):
         turns.decline(f"the peer does not know {', '.join(problems)}")
     try:

@@ -16,6 +16,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+NEEDS_TORCH = (
+    "its interpreter cannot import torch. Install it there (pip install '.[benchmark]'; the CPU "
+    "build is enough), or name one that has it: --torch-python PATH"
+)
+
 
 class TurnsOver(Exception):
     """Raised in `Turns.before_step` when no further turn will come."""
