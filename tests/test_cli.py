@@ -49,6 +49,22 @@ def test_what_keras_imports_for_nothing_is_left_out_and_can_be_imported_later(
     assert done.returncode == 0, done.stderr
 
 
+def test_another_backend_of_keras_is_one_message_and_a_users_setting_does_not_matter(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "keras.json").write_text('{"backend": "jax"}')
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "trainer", "model", str(CONFIG)]
+    environment.pop("KERAS_BACKEND", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    environment["KERAS_BACKEND"] = "jax"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the trainer needs Keras' TensorFlow backend.")
+
+
 def test_help_and_config_errors_do_not_import_tensorflow(tmp_path: Path) -> None:
     program = """if True:
         import sys

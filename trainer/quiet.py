@@ -9,11 +9,30 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from trainer.errors import RuntimeSetupError
+
 # Keras tries these for wrappers and galleries that nothing here uses: with SciPy below them
 # they take as long again as half of TensorFlow.
 _NOT_FOR_KERAS = ("sklearn", "matplotlib")
 # Two threads that import TensorFlow and Keras from two ends would each see half of the other.
 _importing = threading.Lock()
+
+
+def require_tensorflow_backend(backend: str | None = None) -> None:
+    """Let Keras compute with TensorFlow, whatever `~/.keras/keras.json` says.
+
+    Args:
+        backend: Which one it has; None before Keras is imported, for that of KERAS_BACKEND.
+
+    Raises:
+        RuntimeSetupError: If it is another one.
+    """
+    backend = backend or os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise RuntimeSetupError(
+            f"the trainer needs Keras' TensorFlow backend. Received: {backend!r}. Unset "
+            "KERAS_BACKEND, or set it to tensorflow"
+        )
 
 
 def import_tensorflow() -> None:
@@ -22,7 +41,11 @@ def import_tensorflow() -> None:
     These lines appear before TensorFlow reads TF_CPP_MIN_LOG_LEVEL, so nothing but
     the descriptor stops them. They are printed after all if the import fails, or if
     TF_CPP_MIN_LOG_LEVEL is set to 0 by the user. A second thread waits for the first.
+
+    Raises:
+        RuntimeSetupError: As `require_tensorflow_backend` does.
     """
+    require_tensorflow_backend()
     with _importing, _hidden(_NOT_FOR_KERAS):
         if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
             _import()
@@ -45,10 +68,10 @@ def import_tensorflow() -> None:
 
 
 def _import() -> None:
-    import keras  # noqa: F401  # ruff would have it used
     import tensorflow as tf
 
     tf.config.list_physical_devices()
+    import keras  # noqa: F401
 
 
 @contextmanager

@@ -7,7 +7,6 @@ built, because TensorFlow fixes its devices when it runs its first operation.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -22,6 +21,7 @@ import trainer
 from trainer import machine
 from trainer.config.schema import RuntimeConfig
 from trainer.errors import RuntimeSetupError
+from trainer.quiet import require_tensorflow_backend
 from trainer.runtime_choices import (
     DeviceChoice,
     Gpu,
@@ -74,11 +74,11 @@ def set_up(config: RuntimeConfig, seed: int) -> Runtime:
         RuntimeSetupError: If the machine, or this process by now, cannot do what
             the config asks for, or if Keras is set to another backend.
     """
-    _check_keras_backend(os.environ.get("KERAS_BACKEND", "tensorflow"))
+    require_tensorflow_backend()
     # Not above: with another backend, importing Keras fails before a message can be given.
     import keras
 
-    _check_keras_backend(keras.config.backend())
+    require_tensorflow_backend(keras.config.backend())
     gpus = find_gpus()
     choice = choose_devices(config, gpus)
     devices = _start_devices(choice, config.logical_cpus)
@@ -191,15 +191,6 @@ def _is_deterministic() -> bool:
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
     return bool(is_op_determinism_enabled())
-
-
-def _check_keras_backend(backend: str) -> None:
-    if backend != "tensorflow":
-        raise RuntimeSetupError(
-            f"the trainer needs Keras' TensorFlow backend. Received: {backend!r}. "
-            "Unset KERAS_BACKEND, or set it to tensorflow (it can also stand in "
-            "~/.keras/keras.json)"
-        )
 
 
 def describe_environment(runtime: Runtime, command: Sequence[str], seed: int) -> dict[str, Any]:
