@@ -138,7 +138,7 @@ def use_stock_layers() -> None:
     """Let models be built of Keras' own layers where this project has a faster one."""
     normalization.FusedBatchNormalization = keras.layers.BatchNormalization
     activations.FusedActivation = keras.layers.Activation
-    layers.Convolution2D = models.Convolution2D = keras.layers.Conv2D
+    layers.Conv2D = models.Conv2D = keras.layers.Conv2D
 
 
 def own_layers(model: keras.Model) -> set[str]:

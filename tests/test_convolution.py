@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import convolution
+from trainer import convolution, layers, models
 from trainer.config.model_schema import ModelSpec
-from trainer.convolution import Convolution2D
+from trainer.convolution import Conv2D
 from trainer.models import build_model
 from trainer.pixels import PixelScaling
 
@@ -52,7 +52,7 @@ def test_outputs_and_gradients_are_those_of_keras(
 ) -> None:
     options = {"strides": strides, "padding": padding, "dtype": policy}
     stock = keras.layers.Conv2D(filters, size, **options)
-    ours = Convolution2D(filters, size, **options)
+    ours = Conv2D(filters, size, **options)
     random = np.random.default_rng(0)
     images = tf.cast(random.normal(size=(8, 10, 10, 8)), ours.compute_dtype)
     for layer in (stock, ours):
@@ -74,8 +74,7 @@ def test_a_model_convolves_in_float32_where_its_own_floats_are_slow(
 ) -> None:
     keras.config.set_dtype_policy(f"mixed_{dtype}")
     try:
-        spec = ModelSpec.model_validate({"stages": [{"filters": 16, "blocks": 1, "strides": 2}]})
-        model = build_model(spec, (8, 8, 3), 10, PixelScaling((1.0,) * 3, (0.0,) * 3))
+        model = model_of_one_block()
     finally:
         keras.config.set_dtype_policy("float32")
     signature = tf.TensorSpec((4, 8, 8, 3), tf.float32)
@@ -87,12 +86,32 @@ def test_a_model_convolves_in_float32_where_its_own_floats_are_slow(
     assert model.get_layer("stage0_block0").output.dtype == dtype
 
 
+def model_of_one_block() -> keras.Model:
+    spec = ModelSpec.model_validate({"stages": [{"filters": 16, "blocks": 1, "strides": 2}]})
+    return build_model(spec, (8, 8, 3), 10, PixelScaling((1.0,) * 3, (0.0,) * 3))
+
+
+def test_files_of_models_with_keras_own_layers_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As they were written before this layer was.
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "Conv2D", keras.layers.Conv2D)
+        patch.setattr(models, "Conv2D", keras.layers.Conv2D)
+        before = model_of_one_block()
+        before.save(tmp_path / "before.keras")
+    loaded = keras.models.load_model(tmp_path / "before.keras")
+    assert any(type(layer) is Conv2D for layer in loaded._flatten_layers())
+    for found, expected in zip(loaded.get_weights(), before.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_it_is_saved_with_its_model_and_takes_the_weights_of_keras_layer(tmp_path: Path) -> None:
     inputs = keras.Input((6, 6, 3))
-    model = keras.Model(inputs, Convolution2D(4, 3, name="conv")(inputs))
+    model = keras.Model(inputs, Conv2D(4, 3, name="conv")(inputs))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert isinstance(loaded.get_layer("conv"), Convolution2D)
+    assert isinstance(loaded.get_layer("conv"), Conv2D)
     stock = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="conv")(inputs))
     stock.set_weights(loaded.get_weights())
     images = np.random.default_rng(0).normal(size=(2, 6, 6, 3))

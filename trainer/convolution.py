@@ -12,7 +12,7 @@ from trainer.machine import cpu_bfloat16_flag
 
 
 @keras.saving.register_keras_serializable(package="trainer")
-class Convolution2D(keras.layers.Conv2D):
+class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` whose 16-bit floats are not slower than float32 on a CPU.
 
     Same arguments, weights and numbers, but for a last bit where sums of another order round
@@ -21,6 +21,9 @@ class Convolution2D(keras.layers.Conv2D):
     as for one in float32 (3x3 kernels of 16 to 256 channels, AVX-512 with avx512_bf16), and
     without a kernel for float16 TensorFlow 2.21 takes 200 times as long. There this layer
     casts, convolves in float32 and rounds.
+
+    It has the name of Keras' class, too: a `.keras` file calls the weights of a block's layers
+    after their classes.
     """
 
     def call(self, inputs: Any) -> Any:

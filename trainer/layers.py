@@ -14,7 +14,7 @@ from keras import ops
 
 import trainer.initializers  # noqa: F401  (registers what a file of ours may name)
 from trainer.activations import FusedActivation, build_activation
-from trainer.convolution import Convolution2D
+from trainer.convolution import Conv2D
 from trainer.normalization import build_normalization
 
 Shape = tuple[int | None, ...]
@@ -106,7 +106,7 @@ class PlainBlock(keras.layers.Layer):
         self, filters: int, kernel_size: int, strides: int, name: str
     ) -> keras.layers.Conv2D:
         """Return one of the block's convolutions, without bias where a normalization follows."""
-        return Convolution2D(
+        return Conv2D(
             filters,
             kernel_size,
             strides=strides,

@@ -16,7 +16,7 @@ from trainer.config.model_schema import (
     Regularizer,
     WhiteningStem,
 )
-from trainer.convolution import Convolution2D
+from trainer.convolution import Conv2D
 from trainer.initializers import Dirac
 from trainer.layers import PlainBlock, ResidualBlock
 from trainer.normalization import build_normalization
@@ -96,7 +96,7 @@ def _whitening_stem(
     stem: WhiteningStem, block: BlockSpec, x: Any, kernel: np.ndarray | None
 ) -> Any:
     size = stem.kernel_size
-    convolution = Convolution2D(
+    convolution = Conv2D(
         2 * size * size * x.shape[-1],
         size,
         padding="valid",
@@ -111,7 +111,7 @@ def _whitening_stem(
 
 
 def _convolution_stem(stem: ConvolutionStem, block: BlockSpec, x: Any) -> Any:
-    x = Convolution2D(
+    x = Conv2D(
         stem.filters,
         stem.kernel_size,
         strides=stem.strides,
