@@ -4,7 +4,8 @@ Started by `benchmark_fast.py`, not by hand. After airbench94_muon.py (Keller Jo
 github.com/KellerJordan/cifar10-airbench): its network, its two optimizers and its batches of
 2,000; eager, channels-last, float32, or autocast for mixed_bfloat16 as CPUs have no fast
 float16. Batches cycle from memory, already augmented, so that this one pays nothing for its
-input. The bias of the whitening layer is trained, as in the first three of its eight epochs.
+input. The bias of the whitening layer is trained, as in the first three of its eight epochs:
+the others are a little quicker.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ lie ready in memory, and it records nothing.
 def build_contestants(torch_python: str) -> dict[str, tuple[Contestant, int]]:
     """Return each contestant by name, with the images of its batch."""
     found = {}
-    for name, crops in (("ours", "null"), ("ours-24", "{size: 24, epochs: 8}")):
+    for name, crops in (("ours", "null"), ("ours-24", "{size: 24, epochs: 7}")):
         config = load_network("cifar10_fast.yaml", [f"data.early_crops={crops}"])
         spec = {"kind": "ours", "recorder": {}, "num_images": _EPOCH, "epoch_steps": None}
         found[name] = (keras_contestant(name, config, **spec), config.fit.batch_size)
