@@ -92,7 +92,7 @@ class Lab:
     def kill_in(self, number: int, *options: str) -> None:
         """Start the search, and kill it once the trial has its first checkpoint."""
         process = self.start(*options)
-        found = f"trials/{number:04d}-*/checkpoints/*.npz"
+        found = f"trials/{number:04d}-*/checkpoints/step-*.npz"
         self.wait_for(f"trial {number} has a checkpoint", lambda: list(self.search.glob(found)))
         process.kill()
         process.communicate(timeout=PATIENCE)
@@ -101,7 +101,7 @@ class Lab:
         """Wait until a trial that has not ended has a checkpoint."""
 
         def is_there() -> bool:
-            found = self.search.glob("trials/*/checkpoints/*.npz")
+            found = self.search.glob("trials/*/checkpoints/step-*.npz")
             return any(not (path.parents[1] / "outcome.json").exists() for path in found)
 
         self.wait_for("a trial that has not ended has a checkpoint", is_there)

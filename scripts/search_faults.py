@@ -65,7 +65,7 @@ for _number, _name in enumerate(("first", "middle", "last")):
 def _interrupted(lab: Lab) -> None:
     lab.config()
     process = lab.start()
-    found = "trials/0001-*/checkpoints/*.npz"
+    found = "trials/0001-*/checkpoints/step-*.npz"
     lab.wait_for("trial 1 has a checkpoint", lambda: list(lab.search.glob(found)))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)

@@ -270,13 +270,13 @@ def test_a_search_that_is_interrupted_and_killed_goes_on_from_its_checkpoints(
         )
 
     process = start()
-    wait_for(lambda: list(trials.glob("0000-*/checkpoints/*.npz")))
+    wait_for(lambda: list(trials.glob("0000-*/checkpoints/step-*.npz")))
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and "--resume" in told
 
     process = start("--resume")
-    wait_for(lambda: list(trials.glob("0001-*/checkpoints/*.npz")))
+    wait_for(lambda: list(trials.glob("0001-*/checkpoints/step-*.npz")))
     process.kill()
     process.communicate(timeout=60)
 

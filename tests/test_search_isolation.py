@@ -161,7 +161,7 @@ def test_a_trial_stops_with_a_checkpoint_when_the_process_that_began_it_is_gone(
         )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    wait_for(lambda: list(request.path.glob("checkpoints/*.npz")))
+    wait_for(lambda: list(request.path.glob("checkpoints/step-*.npz")))
     parent.kill()
     parent.wait()
     parent.stdout.close()

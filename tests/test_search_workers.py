@@ -76,7 +76,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         subprocess.Popen(command, stderr=told, env=environment()) as process,
     ):
         try:
-            wait_for(lambda: list(path.glob("trials/*/checkpoints/*.npz")), seconds=120)
+            wait_for(lambda: list(path.glob("trials/*/checkpoints/step-*.npz")), seconds=120)
             running = read_trial(next(path.glob("trials/*/checkpoints")).parent)
             assert running is not None
             pids = children_of(process.pid)
