@@ -37,6 +37,7 @@ FLOORS = (
         "initializers",
         "normalization",
         "convolution",
+        "regularizers",
         "schedules",
         "gradient_stats",
         "bounded_values",

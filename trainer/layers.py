@@ -12,7 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-import trainer.initializers  # noqa: F401  (registers what a file of ours may name)
+import trainer.initializers
+import trainer.regularizers  # noqa: F401  (both register what a file of ours may name)
 from trainer.activations import FusedActivation, build_activation
 from trainer.convolution import Conv2D
 from trainer.normalization import build_normalization

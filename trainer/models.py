@@ -21,6 +21,7 @@ from trainer.initializers import Dirac
 from trainer.layers import PlainBlock, ResidualBlock
 from trainer.normalization import build_normalization
 from trainer.pixels import PixelScaling
+from trainer.regularizers import L1L2
 
 
 def build_model(
@@ -83,7 +84,7 @@ def _initializer(spec: InitializerSpec) -> keras.initializers.Initializer:
 def _regularizer(spec: Regularizer) -> keras.regularizers.Regularizer | None:
     if not spec.l1 and not spec.l2:
         return None
-    return keras.regularizers.L1L2(l1=spec.l1, l2=spec.l2)
+    return L1L2(l1=spec.l1, l2=spec.l2)
 
 
 def _stem(spec: ModelSpec, x: Any, kernel: np.ndarray | None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -57,6 +58,9 @@ def take_xray(config: Config, split: Split) -> XRay:
     with _unoptimized_graphs():
         model = build_compiled(config, split, runtime, epoch_steps)
         batch_size = _batch_size(config, model)
+        if batch_size < config.fit.batch_size:
+            # These are not the training's batches anyway, and a sample is shuffled in no time.
+            split = _sample(config, split, batch_size)
         stream = training_batches(
             split.images,
             split.labels,
@@ -126,6 +130,13 @@ def _batch_size(config: Config, model: keras.Model) -> int:
     return min(config.fit.batch_size, affordable)
 
 
+def _sample(config: Config, split: Split, batch_size: int) -> Split:
+    """Images for all steps, drawn at random."""
+    num_images = min(NUM_STEPS * batch_size, split.num_images)
+    drawn = np.random.default_rng(config.seed).permutation(split.num_images)[:num_images]
+    return replace(split, images=split.images[drawn], labels=split.labels[drawn])
+
+
 def _differentiation(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> Differentiate:
     """Return a traced function of images, labels and a loss scale.
 
@@ -144,14 +155,15 @@ def _differentiation(model: keras.Model, layers: Sequence[keras.layers.Layer]) -
             # them has them recorded.
             tape.watch(images)
             outputs = keras.tree.flatten(watched(images, training=True))
-            loss = model.compute_loss(x=images, y=labels, y_pred=outputs[-1], training=True)
+            cross_entropy = model.loss(labels, outputs[-1])
+            # As `compute_loss`, which puts each of these scalars through another sum.
+            loss = tf.add_n([cross_entropy, *model.losses])
             scaled = loss * scale
         gradients = tape.gradient(
             scaled,
             [*outputs, *model.trainable_variables],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        cross_entropy = model.loss(labels, outputs[-1])
         return loss, cross_entropy, outputs, gradients[: len(outputs)], gradients[len(outputs) :]
 
     return differentiate
@@ -229,17 +241,18 @@ def _take_steps(
         optimizer.apply(gradients, variables)
 
     rows = []
+    after = [variables[index].numpy() for index in kernels]
     for images, labels in batches:
         scale = _loss_scale(optimizer)
         rate = float(keras.ops.convert_to_numpy(inner.learning_rate))
         loss, _, _, _, gradients = differentiate(images, labels, tf.constant(scale, tf.float32))
-        unscaled = [tf.cast(each, tf.float32) / scale for each in gradients]
+        unscaled = _unscaled(gradients, scale)
         norms = np.array([_norm(each.numpy()) for each in unscaled])
         clipped = clipped_norms(unscaled, tf.constant(norms, tf.float32), clipping).numpy()
-        before = [variables[index].numpy() for index in kernels]
         done = int(inner.iterations.numpy())
         apply(gradients)
-        changes = [variables[i].numpy() - old for i, old in zip(kernels, before, strict=True)]
+        before, after = after, [variables[index].numpy() for index in kernels]
+        changes = [new - old for new, old in zip(after, before, strict=True)]
         skipped = int(inner.iterations.numpy()) == done
         rows.append(
             (
@@ -274,6 +287,13 @@ def _take_steps(
 def _loss_scale(optimizer: keras.optimizers.Optimizer) -> float:
     dynamic = getattr(optimizer, "dynamic_scale", None)
     return 1.0 if dynamic is None else float(dynamic.numpy())
+
+
+def _unscaled(gradients: Sequence[Any], scale: float) -> list[Any]:
+    """Gradients of the loss itself, float32."""
+    if scale == 1:
+        return [tf.cast(each, tf.float32) for each in gradients]
+    return [tf.cast(each, tf.float32) / scale for each in gradients]
 
 
 def _spreads(values: np.ndarray) -> tuple[float, float]:
