@@ -36,12 +36,13 @@ def test_help_lists_every_verb() -> None:
 def test_what_keras_imports_for_nothing_is_left_out_and_can_be_imported_later(
     tmp_path: Path,
 ) -> None:
-    for name in ("sklearn", "matplotlib"):
+    for name in ("sklearn", "matplotlib", "scipy"):
         (tmp_path / f"{name}.py").write_text("pyplot = None\n")
     script = (
         "import sys; from trainer.quiet import import_tensorflow; import_tensorflow(); "
-        "assert 'keras' in sys.modules; assert not {'sklearn', 'matplotlib'} & set(sys.modules); "
-        "import sklearn, matplotlib"
+        "assert 'keras' in sys.modules; "
+        "assert not {'sklearn', 'matplotlib', 'scipy'} & set(sys.modules); "
+        "import sklearn, matplotlib, scipy"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     command = [sys.executable, "-c", script]

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 from trainer.errors import RuntimeSetupError
 
-# Keras tries these for wrappers and galleries that nothing here uses: with SciPy below them
-# they take as long again as half of TensorFlow.
-_NOT_FOR_KERAS = ("sklearn", "matplotlib")
+# Keras tries these for wrappers and galleries that nothing here uses, and the Keras of old in
+# TensorFlow tries SciPy: together they take as long again as half of TensorFlow.
+_NOT_FOR_KERAS = ("sklearn", "matplotlib", "scipy")
 # Two threads that import TensorFlow and Keras from two ends would each see half of the other.
 _importing = threading.Lock()
 
