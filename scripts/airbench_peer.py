@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from operator_profile import OPTIMIZER, torch_seconds
 from turns import NEEDS_TORCH, Turns, TurnsOver
 
 try:
@@ -107,16 +108,29 @@ def train(turns: Turns) -> None:
     images = torch.randn(num_batches, BATCH_SIZE, 32, 32, 3)
     labels = torch.randint(0, 10, (num_batches, BATCH_SIZE))
     turns.ready(PyTorch=f"{torch.__version__}, CPU, {torch.get_num_threads()} threads")
-    for index in itertools.cycle(range(num_batches)):
-        turns.before_step(lambda: None)
+    first, end = turns.spec.get("profiled_steps", (-1, -1))
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    for step in itertools.count():
+        try:
+            turns.before_step(lambda: None)
+        except TurnsOver:
+            break
+        if step == first:
+            profiler.start()
+        index = step % num_batches
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
             # Stored channels-last: the permuted view is that already.
             logits = model(images[index].permute(0, 3, 1, 2)).float()
             loss = functional.cross_entropy(logits, labels[index], label_smoothing=0.2)
         model.zero_grad(set_to_none=True)
         loss.backward()
-        others.step()
-        muon_step(kernels, buffers, rate=0.24, momentum=0.6)
+        with torch.profiler.record_function(OPTIMIZER):
+            others.step()
+            muon_step(kernels, buffers, rate=0.24, momentum=0.6)
+        if step == end - 1:
+            profiler.stop()
+    profiled = {"operator_seconds": torch_seconds(profiler.key_averages())} if end > 0 else {}
+    turns.leave(**profiled)
 
 
 def main() -> None:
@@ -124,10 +138,7 @@ def main() -> None:
     turns = Turns()
     if torch is None:
         turns.decline(NEEDS_TORCH)
-    try:
-        train(turns)
-    except TurnsOver:
-        turns.leave()
+    train(turns)
 
 
 if __name__ == "__main__":

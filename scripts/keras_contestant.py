@@ -8,6 +8,7 @@ Started by the benchmarks, not by hand; it reads its spec as `turns.Turns` descr
                   keras: stock BatchNormalization, a stock tf.data pipeline, no recorder
     recorder      null: off; else what differs from the config's `gradients`
     epoch_steps   null: one epoch without end; a number: note the time of each step, too
+    profiled_steps  absent, or the first step and the one after the last to profile
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from operator_profile import TensorFlowProfile
 from turns import Turns, TurnsOver
 
 from trainer.config import Config
@@ -78,6 +80,26 @@ class TimesSteps(keras.callbacks.Callback):
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
+
+
+class ProfilesSteps(keras.callbacks.Callback):
+    """Profiles the operators of some steps; comes after `TakesTurns`."""
+
+    def __init__(self, first: int, end: int) -> None:
+        super().__init__()
+        self._first, self._end = first, end
+        self._profile = TensorFlowProfile()
+        self.seconds: dict[str, float] = {}
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if batch == self._first:
+            wait_for_device(self.model)
+            self._profile.start()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if batch == self._end - 1:
+            wait_for_device(self.model)
+            self.seconds = self._profile.stop()
 
 
 def wait_for_device(model: keras.Model) -> None:
@@ -183,7 +205,9 @@ def main() -> None:
         recorder, timer = None, TimesSteps() if epoch_steps else None
         if spec["recorder"] is not None:
             recorder = make_recorder(config, Path(folder), split.images, spec["recorder"])
-        callbacks = [c for c in (timer, recorder, TakesTurns(turns)) if c is not None]
+        profiler = ProfilesSteps(*spec["profiled_steps"]) if "profiled_steps" in spec else None
+        candidates = (timer, recorder, TakesTurns(turns), profiler)
+        callbacks = [each for each in candidates if each is not None]
         turns.ready(
             **{
                 "TensorFlow and Keras": f"{tf.__version__} and {keras.__version__}, "
@@ -207,6 +231,8 @@ def main() -> None:
             recorder.close()
             size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
             results["log_bytes_per_step"] = size / len(recorder.log().steps)
+        if profiler is not None:
+            results["operator_seconds"] = profiler.seconds
         turns.leave(**results)
 
 

@@ -30,6 +30,7 @@ from benchmarking import (  # noqa: E402
     rotated,
     total_ratio,
 )
+from operator_profile import TensorFlowProfile  # noqa: E402
 
 # Trains nothing, one step a millisecond, and notes whose turn it is.
 FAKE = """
@@ -202,11 +203,45 @@ def test_the_torch_peer_knows_what_it_can_train() -> None:
     assert unsupported(other) == ["model.block.activation=gelu"]
 
 
-@pytest.mark.parametrize("name", ["step", "recorder", "depth", "xray", "fast"])
+def test_a_profile_tells_convolutions_from_the_rest() -> None:
+    import tensorflow as tf
+
+    kernel = tf.Variable(tf.ones((3, 3, 8, 8)))
+
+    @tf.function
+    def step(images: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            pooled = tf.nn.max_pool2d(tf.nn.conv2d(images, kernel, 1, "SAME"), 2, 2, "SAME")
+            loss = tf.reduce_sum(pooled**3)
+        return tape.gradient(loss, kernel)
+
+    images = tf.ones((32, 32, 32, 8))
+    step(images)
+    profile = TensorFlowProfile()
+    profile.start()
+    step(images)
+    seconds = profile.stop()
+
+    for group in ("convolutions, forward", "convolutions, backward", "max-pooling"):
+        assert 0 < seconds[group] < 10, group
+    assert "normalization" not in seconds
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "benchmark_step",
+        "benchmark_recorder",
+        "benchmark_depth",
+        "benchmark_xray",
+        "benchmark_fast",
+        "profile_fast",
+    ],
+)
 def test_a_benchmark_explains_itself_without_importing_tensorflow(name: str) -> None:
     program = f"import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, {str(SCRIPTS)!r})"
-    program += "\ntry: runpy.run_module('benchmark_" + name + "', run_name='__main__')"
+    program += f"\ntry: runpy.run_module({name!r}, run_name='__main__')"
     program += "\nfinally: assert 'tensorflow' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"python scripts/benchmark_{name}.py" in done.stdout
+    assert f"python scripts/{name}.py" in done.stdout
