@@ -62,6 +62,9 @@ def save_checkpoint(
     for old in list_checkpoints(directory)[:-_KEPT]:
         if old.step != keep_step:
             old.path.unlink(missing_ok=True)
+    # What a process that was killed had not finished; a run has one process.
+    for torn in directory.glob(".*-step-*.npz"):
+        torn.unlink(missing_ok=True)
     return Checkpoint(path, step)
 
 
