@@ -273,6 +273,7 @@ def test_the_command_line_trains_and_evaluates(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     answer = json.loads(trained.stdout)
     assert answer["status"] == "done"
+    assert (repr(answer["epoch"]), repr(answer["step"])) == ("2", "27")
     assert "SYNTHETIC" in trained.stderr
     assert trained.stderr.splitlines()[0].startswith("runtime: 1 CPU")
 

@@ -258,16 +258,22 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
 def read_history(path: Path) -> list[dict[str, float]]:
     """Return the rows of `history.csv`; an empty list if no epoch has ended.
 
+    The values of `epoch` and `step` are integers.
+
     Raises:
         RunDirectoryError: If it is damaged.
     """
+
+    def number(column: str, text: str) -> float:
+        return int(float(text)) if column in ("epoch", "step") else float(text)
+
     if not path.exists():
         return []
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return [
-                {key: float(value) for key, value in row.items() if value}
+                {column: number(column, text) for column, text in row.items() if text}
                 for row in csv.DictReader(file)
             ]
-    except (ValueError, TypeError, csv.Error) as error:
+    except (ValueError, TypeError, OverflowError, csv.Error) as error:
         raise RunDirectoryError(f"{path}: this artifact is damaged ({error})") from None
