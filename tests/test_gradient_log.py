@@ -1,24 +1,21 @@
+"""A gradient log reads back as it was written, and is summed up rightly."""
+
 from __future__ import annotations
 
-import json
-import struct
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gradient_logs import HEADER, VARIABLES, make_window, write_log
 
-from trainer.errors import RunDirectoryError
 from trainer.gradient_log import (
-    VARIABLES_FILE,
     WINDOWS_FILE,
     GradientLog,
     GradientLogWriter,
-    LogHeader,
     VariableInfo,
     first_to_last_ratio,
 )
@@ -30,47 +27,7 @@ from trainer.recorded_steps import (
     STEP_DTYPE,
     WINDOW_ACTIVATIONS,
     WINDOW_STATS,
-    RecordedSteps,
 )
-
-VARIABLES = (
-    VariableInfo("conv/kernel", (3, 3, 1, 2)),
-    VariableInfo("conv/bias", (2,)),
-    VariableInfo("unused/kernel", (4, 4), connected=False),
-)
-HEADER = LogHeader(
-    VARIABLES,
-    clipping={"clipnorm": 1.0},
-    every_steps=2,
-    moments_every_steps=2,
-    activations=("stem_act", "block"),
-    activations_every_steps=2,
-    activation_images=16,
-)
-
-
-def make_window(first_step: int, num_steps: int = 4, seed: int = 0) -> RecordedSteps:
-    """Return made-up steps; every second one has moments and activations."""
-    generator = np.random.default_rng(seed + first_step)
-    steps = np.zeros(num_steps, STEP_DTYPE)
-    steps["step"] = first_step + np.arange(num_steps)
-    for name in STEP_DTYPE.names[1:]:
-        steps[name] = generator.random(num_steps)
-    norms = generator.random((num_steps, 3, len(NORMS))).astype(np.float32)
-    moments = generator.random((num_steps, 3, len(MOMENTS))).astype(np.float32)
-    moments[1::2] = np.nan
-    activations = generator.random((num_steps, 2, len(ACTIVATIONS))).astype(np.float32)
-    activations[1::2] = np.nan
-    dead_fraction = generator.random(2).astype(np.float32)
-    return RecordedSteps(steps, norms, moments, activations, dead_fraction)
-
-
-def write_log(directory: Path, windows: int = 3) -> list[RecordedSteps]:
-    writer = GradientLogWriter(directory, HEADER)
-    written = [make_window(4 * index) for index in range(windows)]
-    for window in written:
-        writer.append(LogWindow.of(window))
-    return written
 
 
 def test_a_log_reads_back_as_it_was_written(tmp_path: Path) -> None:
@@ -210,248 +167,6 @@ def test_an_unknown_statistic_of_activations_is_refused_with_the_known_ones(
 
 
 # ---- other versions ----
-
-
-def write_old(directory: Path, version: int) -> list[RecordedSteps]:
-    """Write three windows as format 1 (without activations) or 2 has them, byte by byte."""
-    windows = [make_window(4 * index) for index in range(3)]
-    data = b""
-    for window in windows:
-        names = [name for name in STEP_DTYPE.names if name != "replica_norm"]
-        rows = [struct.pack("<q8f", *(row[name] for name in names)) for row in window.steps]
-        payload = b"".join(rows) + window.summarize().tobytes()
-        if version == 2:
-            payload += window.summarize_activations()[:-1].tobytes()
-        data += struct.pack("<4sIII", b"GLW1", 4, len(payload), zlib.crc32(payload)) + payload
-    (directory / WINDOWS_FILE).write_bytes(data)
-    described = [
-        {"path": v.path, "shape": v.shape, "connected": v.connected} for v in HEADER.variables
-    ]
-    header = {
-        "format_version": version,
-        "variables": described,
-        "clipping": {"clipnorm": 1.0},
-        "every_steps": 2,
-        "moments_every_steps": 2,
-        "window_steps": 50,
-        "num_replicas": 1,
-        "has_loss": True,
-    }
-    if version == 2:
-        header |= {
-            "activations": ["stem_act", "block"],
-            "activations_every_steps": 2,
-            "activation_images": 16,
-        }
-    (directory / VARIABLES_FILE).write_text(json.dumps(header))
-    return windows
-
-
-def test_a_log_of_format_1_reads_as_one_without_activations(tmp_path: Path) -> None:
-    windows = write_old(tmp_path, 1)
-    log = GradientLog.read(tmp_path)
-    assert log.problem is None
-    assert log.header == LogHeader(
-        VARIABLES, clipping={"clipnorm": 1.0}, every_steps=2, moments_every_steps=2
-    )
-    np.testing.assert_array_equal(
-        log.steps["loss"], np.concatenate([w.steps["loss"] for w in windows])
-    )
-    np.testing.assert_array_equal(log.table[1], windows[1].summarize())
-    assert log.activation("mean/max").shape == (3, 0)
-
-
-def test_a_log_of_format_2_reads_as_one_without_noise_and_dead_units(tmp_path: Path) -> None:
-    windows = write_old(tmp_path, 2)
-    log = GradientLog.read(tmp_path)
-    assert log.problem is None
-    np.testing.assert_array_equal(log.steps["step"], np.arange(12))
-    assert np.isnan(log.steps["replica_norm"]).all()
-    np.testing.assert_array_equal(
-        log.activation_table[2, :-1], windows[2].summarize_activations()[:-1]
-    )
-    assert np.isnan(log.activation("dead_fraction")).all()
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_run_of_an_old_format_goes_on_in_the_new_one_and_keeps_its_windows(
-    tmp_path: Path, version: int
-) -> None:
-    windows = write_old(tmp_path, version)
-    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(LogWindow.of(make_window(8)))
-    log = GradientLog.read(tmp_path)
-    assert log.problem is None
-    assert log.header == HEADER
-    kept = np.concatenate([w.steps["raw_norm"] for w in windows[:2]])
-    np.testing.assert_array_equal(log.steps["raw_norm"][:8], kept)
-    np.testing.assert_array_equal(np.isnan(log.steps["replica_norm"]), [True] * 8 + [False] * 4)
-    means = log.activation("mean/median")
-    np.testing.assert_array_equal(np.isnan(means[:, 0]), [version == 1] * 2 + [False])
-    np.testing.assert_array_equal(np.isnan(log.activation("dead_fraction")[:, 0]), [1, 1, 0])
-
-
-def test_another_format_is_refused_with_all_versions(tmp_path: Path) -> None:
-    write_log(tmp_path)
-    path = tmp_path / VARIABLES_FILE
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "format_version": 9}))
-    with pytest.raises(RunDirectoryError, match=r"of format 1, 2, 3\. Received: format_version=9"):
-        GradientLog.read(tmp_path)
-
-
-# ---- torn and damaged files ----
-
-
-def test_a_header_that_cannot_be_written_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_log(tmp_path)
-    write = Path.write_text
-
-    def full_disk(self: Path, text: str, **options: Any) -> int:
-        write(self, text[:100], **options)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(RunDirectoryError, match="No space left on device"):
-        GradientLogWriter(tmp_path, replace(HEADER, clipping={}), resume_at=12)
-    assert GradientLog.read(tmp_path).header == HEADER
-
-
-def test_cut_at_any_byte_the_earlier_windows_stay_readable(tmp_path: Path) -> None:
-    windows = write_log(tmp_path)
-    path = tmp_path / WINDOWS_FILE
-    data = path.read_bytes()
-    frame = len(data) // 3
-    for size in range(2 * frame, 3 * frame):
-        path.write_bytes(data[:size])
-        log = GradientLog.read(tmp_path)
-        np.testing.assert_array_equal(log.steps, np.concatenate([w.steps for w in windows[:2]]))
-        assert len(log.table) == 2
-        left = size - 2 * frame
-        if left:
-            assert log.problem == f"{path}: the last {left} bytes are an incomplete window"
-        else:
-            assert log.problem is None
-
-
-def test_a_flipped_bit_at_any_byte_is_found(tmp_path: Path) -> None:
-    windows = write_log(tmp_path)
-    path = tmp_path / WINDOWS_FILE
-    data = path.read_bytes()
-    frame = len(data) // 3
-    for position in range(frame, 2 * frame):
-        damaged = bytearray(data)
-        damaged[position] ^= 1 << (position % 8)
-        path.write_bytes(damaged)
-        log = GradientLog.read(tmp_path)
-        assert log.problem is not None, position
-        assert str(path) in log.problem
-        # What follows a damaged window is left out: its steps could not be placed.
-        np.testing.assert_array_equal(log.steps, windows[0].steps)
-
-
-def test_a_damaged_checksum_names_the_place(tmp_path: Path) -> None:
-    write_log(tmp_path)
-    path = tmp_path / WINDOWS_FILE
-    data = bytearray(path.read_bytes())
-    frame = len(data) // 3
-    data[frame + 100] ^= 1
-    path.write_bytes(data)
-    message = f"{path}: the window at byte {frame} does not match its checksum"
-    assert GradientLog.read(tmp_path).problem == message
-
-
-def test_a_file_of_something_else_is_a_problem_and_no_crash(tmp_path: Path) -> None:
-    write_log(tmp_path)
-    path = tmp_path / WINDOWS_FILE
-    path.write_bytes(b"PK\x03\x04" + bytes(300))
-    log = GradientLog.read(tmp_path)
-    assert log.problem == f"{path}: no window begins at byte 0; the 304 bytes are left out"
-    assert len(log.steps) == 0
-    assert log.table.shape == (0, len(WINDOW_STATS), 3)
-
-
-def test_a_log_before_its_first_window_is_empty_and_sound(tmp_path: Path) -> None:
-    GradientLogWriter(tmp_path, HEADER)
-    log = GradientLog.read(tmp_path)
-    assert log.problem is None
-    assert len(log.steps) == 0
-    assert log.window_steps.shape == (0, 2)
-
-
-def test_a_log_whose_windows_file_is_gone_is_empty(tmp_path: Path) -> None:
-    write_log(tmp_path)
-    (tmp_path / WINDOWS_FILE).unlink()
-    assert len(GradientLog.read(tmp_path).steps) == 0
-
-
-def test_a_missing_header_says_what_may_have_happened(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match=r"no gradient log here \(no variables\.json\)"):
-        GradientLog.read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", '{"format_version": 1}', '{"format_version": 1, "variables": [{}]}'],
-)
-def test_a_damaged_header_is_named(tmp_path: Path, text: str) -> None:
-    write_log(tmp_path)
-    (tmp_path / VARIABLES_FILE).write_text(text)
-    with pytest.raises(RunDirectoryError, match=r"variables\.json: the gradient log's header"):
-        GradientLog.read(tmp_path)
-
-
-def test_a_header_cut_at_any_byte_is_named(tmp_path: Path) -> None:
-    write_log(tmp_path, 1)
-    path = tmp_path / VARIABLES_FILE
-    text = path.read_text().rstrip("\n")
-    for size in range(len(text)):
-        path.write_text(text[:size])
-        with pytest.raises(RunDirectoryError, match="header is damaged"):
-            GradientLog.read(tmp_path)
-
-
-# ---- resuming ----
-
-
-@pytest.mark.parametrize(
-    ("resume_at", "kept"), [(0, 0), (3, 0), (4, 1), (7, 1), (8, 2), (11, 2), (12, 3), (99, 3)]
-)
-def test_resuming_cuts_off_every_window_with_a_step_that_comes_again(
-    tmp_path: Path, resume_at: int, kept: int
-) -> None:
-    windows = write_log(tmp_path)
-    writer = GradientLogWriter(tmp_path, HEADER, resume_at)
-    added = make_window(resume_at, seed=9)
-    writer.append(LogWindow.of(added))
-    log = GradientLog.read(tmp_path)
-    assert log.problem is None
-    expected = [window.steps for window in windows[:kept]] + [added.steps]
-    np.testing.assert_array_equal(log.steps, np.concatenate(expected))
-
-
-def test_resuming_cuts_off_a_torn_window(tmp_path: Path) -> None:
-    windows = write_log(tmp_path)
-    path = tmp_path / WINDOWS_FILE
-    path.write_bytes(path.read_bytes()[:-5])
-    GradientLogWriter(tmp_path, HEADER, resume_at=8).append(LogWindow.of(make_window(8)))
-    log = GradientLog.read(tmp_path)
-    assert log.problem is None
-    np.testing.assert_array_equal(log.steps[:8], np.concatenate([w.steps for w in windows[:2]]))
-    assert len(log.steps) == 12
-
-
-def test_a_new_log_replaces_the_old_one_and_its_header(tmp_path: Path) -> None:
-    write_log(tmp_path)
-    other = replace(HEADER, variables=VARIABLES[:1], clipping={})
-    GradientLogWriter(tmp_path, other)
-    log = GradientLog.read(tmp_path)
-    assert log.header == other
-    assert len(log.steps) == 0
-
-
-# ---- size and floor ----
 
 
 def test_a_window_costs_bytes_by_steps_and_variables_and_not_by_parameters(
