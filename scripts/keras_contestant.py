@@ -161,6 +161,7 @@ def use_stock_layers() -> None:
     normalization.FusedBatchNormalization = keras.layers.BatchNormalization
     activations.FusedActivation = keras.layers.Activation
     layers.Conv2D = models.Conv2D = keras.layers.Conv2D
+    models.L1L2 = keras.regularizers.L1L2
 
 
 def own_layers(model: keras.Model) -> set[str]:
