@@ -24,7 +24,7 @@ _WARM_UP_IMAGES = 4_000
 _PROFILED_IMAGES = 10_000
 
 _NOTES = """
-Written by `scripts/profile_fast.py`: wall time of the operators, one at a time, each with both
+Written by `scripts/profile_fast.py`: wall time of the operators, one at a time, each with all
 cores inside, in milliseconds for 1,000 images, and the share of all operators. One contestant
 came after the other, and the machine drifts by a tenth or two meanwhile: compare the shares.
 airbench94's batches lie ready in memory, and it records nothing.

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from tiny import TINY_CONFIG, run_trainer, write_tiny_config
 
+from trainer import xray as xray_module
 from trainer.config import Config, load_config
 from trainer.data.pipeline import steps_per_epoch, training_batches
 from trainer.data.splits import load_training_data
@@ -224,6 +225,34 @@ def test_a_frozen_stem_and_early_crops_are_looked_at_too(tmp_path: Path) -> None
     assert (xray.gradient_rms > 0).all()
     assert not any("stem" in path for path in xray.kernels)
     assert judge_xray(xray).exit_code == 0
+
+
+def test_smaller_batches_than_the_trainings_are_of_images_drawn_with_their_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def spy(images: np.ndarray, labels: np.ndarray, *rest: Any, **more: Any) -> Any:
+        given.append((images, labels))
+        return training_batches(images, labels, *rest, **more)
+
+    monkeypatch.setattr(xray_module, "_COST_OF_BATCH", 0)
+    monkeypatch.setattr(xray_module, "training_batches", spy)
+    config = tiny(tmp_path, "optimizer={kind: sgd, learning_rate: 0.01}")
+    split = load_training_data(config).train
+
+    found = take_xray(config, split)
+
+    assert found.batch_size == 16 < config.fit.batch_size
+    assert len(found.steps.loss) == NUM_STEPS
+    [(images, labels)] = given
+    assert len(images) == NUM_STEPS * 16 < split.num_images
+    places = {image.tobytes(): index for index, image in enumerate(split.images)}
+    drawn = [places[image.tobytes()] for image in images]
+    np.testing.assert_array_equal(labels, split.labels[drawn])
+    # Not the first ones, which may be of one class, and none twice.
+    assert len(set(drawn)) == len(drawn)
+    assert drawn != sorted(drawn)
 
 
 def test_gradients_of_float16_are_unscaled(tmp_path: Path) -> None:
