@@ -294,6 +294,10 @@ def test_xla_is_refused_where_the_first_step_would_fail(choice, precision, messa
     ("cpuinfo", "flag"),
     [
         ("flags\t\t: fpu avx512_bf16 sse\n", None),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx512_bf16\n", None),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512_bf16\n", "avx512_bf16"),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: avx512_bf16 amx_bf16\n", "amx_bf16"),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512f\n", None),
         ("flags\t\t: avx512_bf16 amx_bf16\n", "amx_bf16"),
         ("flags\t\t: fpu avx512f\n", None),
         ("model name\t: amx_bf16 lookalike\nflags\t\t: fpu\n", None),
