@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.views import average_over_views, views_of
+from trainer.views import Views, logits_over_views, views_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
 
@@ -17,14 +17,14 @@ def weights_times_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def test_a_single_view_is_the_images_themselves() -> None:
-    averaged = average_over_views(weights_times_pixels, IMAGES, "single")
+    averaged, _ = logits_over_views(weights_times_pixels, IMAGES, "single")
     np.testing.assert_allclose(averaged, weights_times_pixels(IMAGES), rtol=1e-6)
 
 
 def test_two_views_average_an_image_and_its_mirror_image() -> None:
     mirrored = IMAGES[:, :, ::-1]
     expected = (weights_times_pixels(IMAGES) + weights_times_pixels(mirrored)) / 2
-    averaged = average_over_views(weights_times_pixels, IMAGES, "mirror")
+    averaged, _ = logits_over_views(weights_times_pixels, IMAGES, "mirror")
     np.testing.assert_allclose(averaged, expected, rtol=1e-5)
 
 
@@ -44,8 +44,24 @@ def test_six_views_give_half_of_the_weight_to_images_moved_by_one_pixel() -> Non
     both_ways = [(weights_times_pixels(v) + weights_times_pixels(v[:, :, ::-1])) / 2 for v in moves]
     still = (weights_times_pixels(IMAGES) + weights_times_pixels(IMAGES[:, :, ::-1])) / 2
     expected = 0.5 * still + 0.25 * both_ways[0] + 0.25 * both_ways[1]
-    averaged = average_over_views(weights_times_pixels, IMAGES, "mirror_shift")
+    averaged, _ = logits_over_views(weights_times_pixels, IMAGES, "mirror_shift")
     np.testing.assert_allclose(averaged, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("views", "count"), [("single", 1), ("mirror", 2), ("mirror_shift", 6)])
+def test_the_logits_of_the_images_as_they_are_come_without_another_pass(
+    views: Views, count: int
+) -> None:
+    passes = []
+
+    def logits_of(images: np.ndarray) -> np.ndarray:
+        passes.append(images)
+        return weights_times_pixels(images)
+
+    _, single = logits_over_views(logits_of, IMAGES, views)
+
+    np.testing.assert_array_equal(single, weights_times_pixels(IMAGES).astype(np.float32))
+    assert len(passes) == count
 
 
 @pytest.mark.parametrize("views", ["single", "mirror", "mirror_shift"])

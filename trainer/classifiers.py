@@ -89,7 +89,7 @@ def _open_run(run: RunDir) -> Classifier:
         run.path,
         tuple(facts["class_names"]),
         (height, width),
-        lambda images: softmax(predict_logits(model, images, len(images), views)),
+        lambda images: softmax(predict_logits(model, images, len(images), views)[0]),
     )
 
 

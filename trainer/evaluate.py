@@ -15,7 +15,7 @@ from trainer.data.sources import Split, load_split
 from trainer.errors import DataError, RunDirectoryError
 from trainer.mistakes import Mistakes
 from trainer.run_dir import RunDir, read_json, write_json
-from trainer.views import Views, average_over_views
+from trainer.views import Views, logits_over_views
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,9 @@ def evaluate(run: RunDir) -> Evaluation:
             "the test set must have the classes that the run was trained on. "
             f"Received: {', '.join(split.class_names)}; trained on {', '.join(names)}"
         )
-    views = config.evaluation.views
-    single = predict_logits(model, split.images, config.fit.batch_size)
-    logits = single
-    if views != "single":
-        logits = predict_logits(model, split.images, config.fit.batch_size, views)
+    logits, single = predict_logits(
+        model, split.images, config.fit.batch_size, config.evaluation.views
+    )
     evaluation = replace(
         measure(logits, split, config, single),
         seen_in_training=_count_seen_in_training(run, split),
@@ -138,9 +136,9 @@ def _count_seen_in_training(run: RunDir, split: Split) -> int | None:
 
 
 def predict_logits(
-    model: keras.Model, images: np.ndarray, batch_size: int, views: Views = "single"
-) -> np.ndarray:
-    """Return the logits of all images, in order.
+    model: keras.Model, images: np.ndarray, batch_size: int, views: Views
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits of all images, in order: averaged over views, and as the images are.
 
     Args:
         model: From images of 0..255 to logits.
@@ -149,13 +147,13 @@ def predict_logits(
         views: Over which the logits of an image are averaged.
 
     Returns:
-        Shape (num_images, num_classes), float32.
+        Both of shape (num_images, num_classes), float32.
     """
 
     def logits_of(batch: np.ndarray) -> np.ndarray:
         return model.predict(batch, batch_size=batch_size, verbose=0)
 
-    return average_over_views(logits_of, images, views)
+    return logits_over_views(logits_of, images, views)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

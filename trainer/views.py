@@ -38,7 +38,8 @@ VIEWS: dict[Views, tuple[View, ...]] = {
 }
 """`single`: the image; `mirror`: it and its mirror image, equally; `mirror_shift`: these two
 with half of the weight, and with the other half the same of the image moved by a pixel, once
-up and left and once down and right (Jordan 2024, section 3.6)."""
+up and left and once down and right (Jordan 2024, section 3.6). The first is always the image
+as it is."""
 
 
 def views_of(images: np.ndarray, views: Views) -> Iterator[tuple[float, np.ndarray]]:
@@ -60,10 +61,10 @@ def views_of(images: np.ndarray, views: Views) -> Iterator[tuple[float, np.ndarr
         yield view.weight, seen[:, :, ::-1] if view.is_mirrored else seen
 
 
-def average_over_views(
+def logits_over_views(
     logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, views: Views
-) -> np.ndarray:
-    """Return the weighted mean of the logits of all views.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted mean of the logits of all views, and those of the images as they are.
 
     Args:
         logits_of: From images to logits, shape (batch, num_classes).
@@ -71,11 +72,14 @@ def average_over_views(
         views: A key of `VIEWS`.
 
     Returns:
-        Shape (batch, num_classes), float32.
+        Both of shape (batch, num_classes), float32.
     """
-    total: np.ndarray | None = None
-    for weight, view in views_of(images, views):
-        logits = weight * np.asarray(logits_of(np.ascontiguousarray(view)), np.float32)
-        total = logits if total is None else total + logits
-    assert total is not None
-    return total
+    of_views = (
+        (weight, np.asarray(logits_of(np.ascontiguousarray(view)), np.float32))
+        for weight, view in views_of(images, views)
+    )
+    weight, single = next(of_views)
+    total = weight * single
+    for weight, logits in of_views:
+        total += weight * logits
+    return total, single

@@ -178,7 +178,8 @@ def _proof_sets(
 
 
 def _proof_set(name: str, split: Split, config: Config, model: keras.Model) -> ProofSet:
-    logits = predict_logits(model, split.images, config.fit.batch_size, config.evaluation.views)
+    views = config.evaluation.views
+    logits, _ = predict_logits(model, split.images, config.fit.batch_size, views)
     return ProofSet(name, split.images, split.labels, softmax(logits))
 
 
