@@ -4,10 +4,11 @@
 
 Contestants, each in a process of its own, taking turns (see `benchmarking.py`):
 
-    ours        what `trainer train configs/cifar10_fast.yaml` runs on whole images: batches of
-                500, augmentation, gradients recorded
-    ours-24     the same on the 24x24 crops of its first epochs
-    airbench94  `airbench_peer.py`: airbench94 with Muon, batches of 2,000, float32
+    ours            what `trainer train configs/cifar10_fast.yaml` runs on whole images: batches
+                    of 500, augmentation, gradients recorded, mixed_bfloat16
+    ours-24         the same on the 24x24 crops of its first epochs
+    ours-float32    the same as the first in float32
+    airbench94      `airbench_peer.py`: airbench94 with Muon, batches of 2,000, float32
     airbench94-bfloat16
 
 A turn is 10,000 images of each. The table goes to `scripts/benchmark_fast.md`.
@@ -48,8 +49,14 @@ lie ready in memory, and it records nothing.
 def build_contestants(torch_python: str) -> dict[str, tuple[Contestant, int]]:
     """Return each contestant by name, with the images of its batch."""
     found = {}
-    for name, crops in (("ours", "null"), ("ours-24", "{size: 24, epochs: 7}")):
-        config = load_network("cifar10_fast.yaml", [f"data.early_crops={crops}"])
+    whole, small = "data.early_crops=null", "data.early_crops={size: 24, epochs: 7}"
+    variants = {
+        "ours": [whole],
+        "ours-24": [small],
+        "ours-float32": [whole, "runtime.precision=float32"],
+    }
+    for name, settings in variants.items():
+        config = load_network("cifar10_fast.yaml", settings)
         spec = {"kind": "ours", "recorder": {}, "num_images": _EPOCH, "epoch_steps": None}
         found[name] = (keras_contestant(name, config, **spec), config.fit.batch_size)
     for name, precision in (("airbench94", "float32"), ("airbench94-bfloat16", "mixed_bfloat16")):

@@ -2,9 +2,10 @@
 
     python scripts/profile_fast.py --torch-python /path/to/python/with/torch
 
-The contestants are `ours` and `airbench94` of `benchmark_fast.py`. Each takes the same number
-of images, profiled, one operator at a time; see `operator_profile.py`. Profiling costs a
-little by itself, so that times are those of `benchmark_fast.py` and shares are those of this.
+The contestants are ours and airbench94 of `benchmark_fast.py`, in one precision. Each takes
+the same number of images, profiled, one operator at a time; see `operator_profile.py`.
+Profiling costs a little by itself, so that times are those of `benchmark_fast.py` and shares
+are those of this.
 The table goes to `scripts/profile_fast.md`.
 """
 
@@ -20,6 +21,10 @@ from benchmark_report import describe_machine, table, write_report
 from benchmarking import SCRIPTS, Contestant, LeftOutError, say
 from operator_profile import GROUPS
 
+_CONTESTANTS = {
+    "mixed_bfloat16": ("ours", "airbench94-bfloat16"),
+    "float32": ("ours-float32", "airbench94"),
+}
 _WARM_UP_IMAGES = 4_000
 _PROFILED_IMAGES = 10_000
 
@@ -56,6 +61,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--torch-python", metavar="PATH", default=sys.executable)
+    parser.add_argument("--precision", choices=_CONTESTANTS, default="mixed_bfloat16")
     parser.add_argument("--output", type=Path, default=SCRIPTS / "profile_fast.md")
     arguments = parser.parse_args()
     os.environ["TF_NUM_INTEROP_THREADS"] = "1"
@@ -63,7 +69,7 @@ def main() -> None:
     present = [
         contestant
         for name, (contestant, batch_size) in contestants.items()
-        if name in ("ours", "airbench94") and profile(name, contestant, batch_size)
+        if name in _CONTESTANTS[arguments.precision] and profile(name, contestant, batch_size)
     ]
     columns = []
     for contestant in present:
@@ -77,7 +83,7 @@ def main() -> None:
     for contestant in present:
         header += [f"{contestant.name}, ms", "share"]
     body = table(header, rows)
-    facts = describe_machine(present)
+    facts = describe_machine(present) | {"precision": arguments.precision}
     write_report(arguments.output, "Where the time of the fast recipe goes", _NOTES, facts, body)
 
 

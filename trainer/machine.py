@@ -23,10 +23,9 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 GIB = 2**30
-# AMX multiplies whole tiles of bfloat16. AVX-512's instruction for it does two products where
-# float32's does one. AMD's runs as often as that one, and oneDNN's convolutions (TensorFlow 2.21)
-# take about half as long as in float32, see `convolution`; Intel's runs half as often, and they
-# take up to 1.9 times as long.
+# AMX multiplies whole tiles of bfloat16. With AVX-512's instruction for it, oneDNN's convolutions
+# (TensorFlow 2.21) take 0.5 to 1.0 times as long as in float32 on AMD's Zen 4, the gradients of
+# kernels the most, and up to 1.9 times as long on Intel's Xeon, see `convolution`.
 _BFLOAT16_FLAG = "amx_bf16"
 _BFLOAT16_FLAG_OF_AMD = "avx512_bf16"
 
