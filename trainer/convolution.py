@@ -16,11 +16,11 @@ class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` whose 16-bit floats are not slower than float32 on a CPU.
 
     Same arguments, weights and numbers, but for a last bit where sums of another order round
-    otherwise: a convolution of 16-bit floats adds up in float32 and rounds its sums. On an Intel
-    CPU without instructions for tiles of bfloat16, oneDNN takes up to 1.9 times as long for it,
-    both ways, as for one in float32 (3x3 kernels of 16 to 256 channels, AVX-512 with
-    avx512_bf16), and without a kernel for float16 TensorFlow 2.21 takes 200 times as long. There
-    this layer casts, convolves in float32 and rounds.
+    otherwise: a convolution of 16-bit floats adds up in float32 and rounds its sums. Where
+    nothing makes bfloat16 fast (`machine.cpu_bfloat16_flag`), oneDNN takes up to 1.9 times as
+    long for it, both ways, as for one in float32 (3x3 kernels of 16 to 256 channels, Xeon with
+    AVX-512 and without AMX), and without a kernel for float16 TensorFlow 2.21 takes 200 times as
+    long. There this layer casts, convolves in float32 and rounds.
 
     It has the name of Keras' class, too: a `.keras` file calls the weights of a block's layers
     after their classes.
