@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +10,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_networks import built, num_trainable, random_images, spec_of
 
-from trainer.config.model_schema import INITIALIZERS, InitializerSpec, ModelSpec
-from trainer.config.schema import DataConfig
-from trainer.errors import DataError
+from trainer.config.model_schema import ModelSpec
 from trainer.layers import PlainBlock, ResidualBlock
-from trainer.model_summary import expected_shape, format_layers, summarize
+from trainer.model_summary import summarize
 from trainer.models import build_model
 from trainer.pixels import PixelScaling
 
 # Table 6 of He et al. (2016): blocks a stage -> millions of parameters.
 PAPER_SIZES = {3: "0.27", 5: "0.46", 7: "0.66", 9: "0.85", 18: "1.7"}
-SMALL = {
-    "stem": {"filters": 4},
-    "stages": [{"filters": 4, "blocks": 2}, {"filters": 8, "blocks": 1, "strides": 2}],
-}
 
 
 @pytest.fixture
@@ -35,11 +27,6 @@ def mixed_bfloat16() -> Iterator[None]:
     keras.config.set_dtype_policy("mixed_bfloat16")
     yield
     keras.config.set_dtype_policy("float32")
-
-
-def spec_of(*, stem: Any = None, head: Any = None, **block: Any) -> ModelSpec:
-    small = {**SMALL, "stem": stem or SMALL["stem"], "head": head or {}}
-    return ModelSpec.model_validate({**small, "block": block})
 
 
 def cifar_spec(blocks: int, kind: str) -> ModelSpec:
@@ -54,20 +41,6 @@ def cifar_spec(blocks: int, kind: str) -> ModelSpec:
             "block": {"kind": kind, "shortcut": "padded"},
         }
     )
-
-
-def built(
-    spec: ModelSpec, image_shape: tuple[int | None, int | None, int] = (8, 8, 3)
-) -> keras.Model:
-    return build_model(spec, image_shape, 10, PixelScaling.identity(image_shape[-1]))
-
-
-def num_trainable(model: keras.Model) -> int:
-    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
-
-
-def random_images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 # Sizes
@@ -240,104 +213,6 @@ def test_a_saved_network_computes_the_same_bits_whatever_the_policy_at_loading(
     np.testing.assert_array_equal(loaded(images), model(images))
 
 
-# Initializers
-
-
-def keras_initializers() -> dict[str, frozenset[str]]:
-    """Arguments of each public initializer, but for `seed` and the axes of einsum kernels."""
-    base = keras.initializers.Initializer
-    classes = {
-        kind
-        for kind in vars(keras.initializers).values()
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
-    }
-    return {
-        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): frozenset(
-            inspect.signature(kind).parameters
-        )
-        - {"seed", "input_axes", "output_axes"}
-        for kind in classes
-        # The kernel of a Fourier transform, which no weight of a classifier is.
-        if kind.__name__ != "STFT"
-    }
-
-
-def test_the_table_of_initializers_is_that_of_keras() -> None:
-    assert keras_initializers() == {k: v for k, v in INITIALIZERS.items() if k != "dirac"}
-
-
-def test_an_initializer_gets_the_arguments_of_the_spec() -> None:
-    model = built(
-        spec_of(
-            normalization="none",
-            kernel_initializer={"random_uniform": {"minval": 0.25, "maxval": 0.5}},
-            bias_initializer={"constant": {"value": 0.125}},
-            head={"kernel_initializer": {"identity": {"gain": 3}}},
-        )
-    )
-    for weight in model.trainable_weights:
-        values = weight.numpy()
-        if weight.path.startswith("head_logits"):
-            expected = 3 * np.eye(8, 10) if weight.name == "kernel" else np.zeros(10)
-            np.testing.assert_array_equal(values, expected)
-        elif weight.name == "bias":
-            np.testing.assert_array_equal(values, 0.125)
-        else:
-            assert 0.25 <= values.min() < values.max() <= 0.5
-
-
-@pytest.mark.parametrize("kind", sorted(set(INITIALIZERS) - {"identity"}))
-def test_every_initializer_makes_kernels_and_no_two_random_ones_are_equal(kind: str) -> None:
-    head = {} if kind == "dirac" else {"kernel_initializer": kind}
-    model = built(spec_of(kernel_initializer=kind, head=head))
-    kernels = [w.numpy() for w in model.trainable_weights if w.name == "kernel"]
-    assert all(np.isfinite(kernel).all() for kernel in kernels)
-    equal_pairs = [
-        pair
-        for pair in combinations(kernels, 2)
-        if pair[0].shape == pair[1].shape and np.array_equal(*pair)
-    ]
-    # Of square kernels, dirac leaves nothing to chance.
-    is_random = kind not in ("constant", "dirac", "ones", "zeros")
-    assert bool(equal_pairs) == (not is_random)
-
-
-@pytest.mark.parametrize("kind", sorted(set(INITIALIZERS) - {"dirac", "identity", "orthogonal"}))
-def test_every_initializer_but_those_of_matrices_makes_biases(kind: str) -> None:
-    built(spec_of(normalization="none", bias_initializer=kind))
-
-
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        ({"kernel_initializer": "identity"}, "(?s)kernel_initializer.*identity makes matrices"),
-        ({"bias_initializer": "dirac"}, "(?s)bias_initializer.*dirac makes kernels"),
-        ({"bias_initializer": "identity"}, "(?s)bias_initializer.*identity makes matrices"),
-        ({"bias_initializer": "orthogonal"}, "(?s)bias_initializer.*orthogonal makes matrices"),
-    ],
-)
-def test_an_initializer_of_matrices_is_refused_where_there_is_none(
-    block: dict[str, str], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        spec_of(**block)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"kind": "variance_scaling", "mode": "fan"}, "mode must be one of fan_in, fan_out, fan"),
-        ({"kind": "variance_scaling", "distribution": 3}, "distribution must be .*uniform"),
-        ({"kind": "random_normal", "stddev": "small"}, "stddev must be a number.*'small'"),
-    ],
-)
-def test_an_argument_that_keras_would_refuse_is_refused_in_the_config(
-    arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        InitializerSpec.model_validate(arguments)
-
-
 # Pixels
 
 
@@ -455,63 +330,3 @@ def _step_for(model: keras.Model, height: int | None, width: int | None) -> Any:
         return model(images, training=False), whole
 
     return step
-
-
-# The summary
-
-
-@pytest.mark.parametrize(
-    "block",
-    [
-        {},
-        {"shortcut": "projection", "activation": "prelu"},
-        {"layout": "bottleneck", "preactivation": True, "shortcut": "projection", "dropout": 0.1},
-        {"normalization": "none", "stochastic_depth": 0.2},
-    ],
-)
-def test_the_summary_accounts_for_every_parameter(block: dict[str, Any]) -> None:
-    model = built(spec_of(**block))
-    layers = summarize(model)
-    assert sum(layer.parameters for layer in layers) == num_trainable(model)
-    by_path = {layer.path: layer for layer in layers}
-    assert len(by_path) == len(layers)
-    assert by_path["stage1_block0/conv1"].output_shape == (
-        (4, 4, 8) if block.get("layout") != "bottleneck" else (8, 8, 2)
-    )
-
-
-def test_the_summary_counts_the_projection_at_the_resolution_of_its_output() -> None:
-    by_path = {layer.path: layer for layer in summarize(built(spec_of(shortcut="projection")))}
-    shortcut = by_path["stage1_block0/shortcut_conv"]
-    assert (shortcut.output_shape, shortcut.parameters) == ((4, 4, 8), 4 * 8)
-    assert shortcut.multiply_adds == 4 * 8 * 4 * 4
-    assert "stage0_block0/shortcut_conv" not in by_path
-
-
-def test_the_table_fits_80_columns_and_ends_with_the_sums() -> None:
-    spec = spec_of(shortcut="projection", layout="bottleneck", spatial_dropout=0.1)
-    lines = format_layers(summarize(built(spec, (224, 224, 3)))).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["layer", "kind", "output", "params", "mult-adds"]
-    assert re.fullmatch(r"[\d,]+ parameters, [\d,.]+ million multiply-adds", lines[-1])
-    (row,) = [line for line in lines if line.startswith("stem_norm")]
-    assert row.split() == ["stem_norm", "BatchNormalization", "224x224x4", "8"]
-
-
-@pytest.mark.parametrize("source", ["cifar10", "shapes"])
-def test_a_built_in_source_needs_no_images_to_be_described(source: str) -> None:
-    assert expected_shape(DataConfig(source=source)) == ((32, 32, 3), 10)
-
-
-def test_the_folders_of_a_directory_tell_the_number_of_classes(tmp_path: Path) -> None:
-    for name in ("cat", "dog", "owl", ".cache"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-    (tmp_path / "train" / "notes.txt").touch()
-    data = DataConfig(source="directory", path=str(tmp_path), image_size=(20, 30))
-    assert expected_shape(data) == ((20, 30, 3), 3)
-
-
-def test_a_directory_that_is_absent_is_named(tmp_path: Path) -> None:
-    data = DataConfig(source="directory", path=str(tmp_path / "gone"), image_size=(20, 30))
-    with pytest.raises(DataError, match="gone"):
-        expected_shape(data)
