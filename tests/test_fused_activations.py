@@ -31,6 +31,30 @@ def test_training_computes_the_activation_and_its_gradient(name: str) -> None:
     np.testing.assert_allclose(gradient, stock_gradient, rtol=1e-5, atol=6e-6)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gelu", "silu", "mish"])
+def test_16_bit_floats_are_rounded_once(name: str, dtype: str) -> None:
+    values = tf.cast(VALUES[np.abs(VALUES) < 4], dtype)
+    upstream = values[::-1] / 3
+    layer = FusedActivation(name, dtype=dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        outputs = layer(values, training=True)
+    gradient = tape.gradient(outputs, values, upstream)
+    assert outputs.dtype == gradient.dtype == dtype
+    exact = tf.cast(values, tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(exact)
+        exact_outputs = keras.activations.get(name)(exact)
+    exact_gradient = tape.gradient(exact_outputs, exact, tf.cast(upstream, tf.float64))
+    # Half of the last of 8 and of 11 bits.
+    rounding = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
+    for rounded, number in ((outputs, exact_outputs), (gradient, exact_gradient)):
+        np.testing.assert_allclose(
+            tf.cast(rounded, tf.float64), number, rtol=1.01 * rounding, atol=2e-6
+        )
+
+
 def test_one_kernel_each_way_is_left_of_gelu_in_a_training_step() -> None:
     layer = FusedActivation("gelu")
 
