@@ -196,6 +196,35 @@ def test_muon_orthogonalizes_a_convolution_kernel_as_a_matrix(
     np.testing.assert_allclose(update.reshape(rows, columns), expected, rtol=2e-3, atol=2e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(144, 16), (16, 144), (20, 16), (16, 16)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 0.0])
+def test_an_oblong_matrix_is_orthogonalized_as_keras_does(
+    shape: tuple[int, int], steps: int, smallest: float
+) -> None:
+    matrix = values_of(shape, 0) * np.geomspace(1, smallest or 1e-30, shape[1], dtype="float32")
+    optimizer = build_optimizer(Muon(), RATE)
+    stock = keras.optimizers.Muon(RATE)
+    actual = optimizer.zeropower_via_newtonschulz5(tf.constant(matrix), steps)
+    expected = stock.zeropower_via_newtonschulz5(tf.constant(matrix, tf.float64), steps)
+    error = np.linalg.norm(actual - expected.numpy()) / np.linalg.norm(expected)
+    # float32 has no digits left of the squares of what is smallest.
+    assert error < (2e-5 if smallest else 1e-3)
+
+
+def test_newton_schulz_multiplies_the_long_side_of_a_matrix_twice() -> None:
+    optimizer = build_optimizer(Muon(), RATE)
+
+    @tf.function
+    def orthogonalized(matrix: tf.Tensor) -> tf.Tensor:
+        return optimizer.zeropower_via_newtonschulz5(matrix, 5)
+
+    graph = orthogonalized.get_concrete_function(tf.TensorSpec((144, 16))).graph
+    products = [op for op in graph.get_operations() if "MatMul" in op.type]
+    with_long_side = [op for op in products if any(144 in x.shape for x in op.inputs)]
+    assert len(with_long_side) == 2 < len(products)
+
+
 def test_a_step_of_muon_is_nearly_orthogonal_and_of_the_size_that_the_schema_says() -> None:
     shape = (3, 3, 16, 16)
     # Of all sizes, as gradients are.
