@@ -29,7 +29,7 @@ FLOORS = (
     {"diagnosis", "runs"},
     {"live", "report", "closing", "event_files"},
     {"compare"},
-    {"quiet"},
+    {"quiet", "kernel_gradient"},
     {
         "runtime",
         "data",

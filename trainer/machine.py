@@ -27,7 +27,7 @@ GIB = 2**30
 # (TensorFlow 2.21) take 0.5 to 1.0 times as long as in float32 on AMD's Zen 4, the gradients of
 # kernels the most, and up to 1.9 times as long on Intel's Xeon, see `convolution`.
 _BFLOAT16_FLAG = "amx_bf16"
-_BFLOAT16_FLAG_OF_AMD = "avx512_bf16"
+BFLOAT16_FLAG_OF_AMD = "avx512_bf16"
 
 _VARIABLES = ("CIFAR10_DIR", "CUDA_VISIBLE_DEVICES", "KERAS_BACKEND", "KERAS_HOME", "XLA_FLAGS")
 # Not every TF_*: Terraform shares that prefix and keeps credentials under it.
@@ -73,8 +73,8 @@ def cpu_bfloat16_flag(cpuinfo: str | None = None) -> str | None:
             words[key.strip()].update(value.split())
     if _BFLOAT16_FLAG in words["flags"]:
         return _BFLOAT16_FLAG
-    if "AuthenticAMD" in words["vendor_id"] and _BFLOAT16_FLAG_OF_AMD in words["flags"]:
-        return _BFLOAT16_FLAG_OF_AMD
+    if "AuthenticAMD" in words["vendor_id"] and BFLOAT16_FLAG_OF_AMD in words["flags"]:
+        return BFLOAT16_FLAG_OF_AMD
     return None
 
 
