@@ -97,6 +97,25 @@ def test_outputs_and_gradients_are_exact_but_for_rounding_where_they_are_slow(
         assert np.mean(found != expected) < 0.05
 
 
+@pytest.mark.parametrize("tiles", [None, "amx_bf16", "avx512_bf16"], indirect=True)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("side", [8, 32])
+def test_the_gradient_of_a_bias_is_the_sum_of_what_comes_back(
+    side: int, dtype: str, tiles: str | None
+) -> None:
+    layer = Conv2D(128, 3, padding="same", dtype=f"mixed_{dtype}")
+    layer.build((None, side, side, 64))
+    num_images = 2**16 // side**2
+    images = tf.zeros((num_images, side, side, 64), dtype)
+    drawn = np.random.default_rng(0).normal(0.1, 1, (num_images, side, side, 128))
+    upstream = tf.cast(drawn, dtype)
+    with tf.GradientTape() as tape:
+        outputs = layer(images, training=True)
+    found = tape.gradient(outputs, layer.bias.value, upstream)
+    expected = tf.reduce_sum(tf.cast(upstream, tf.float64), [0, 1, 2])
+    np.testing.assert_allclose(tf.cast(found, tf.float64), expected, rtol=2**-8)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_model_convolves_in_float32_where_its_own_floats_are_slow(
     dtype: str, tiles: str | None

@@ -73,16 +73,13 @@ def test_16_bit_sums_are_rounded_once() -> None:
 
 
 @pytest.fixture
-def decisions_anew() -> Iterator[None]:
-    decisions = (convolution._is_bfloat16_of_avx512, convolution._is_quicker_in_float32)
-    for decision in decisions:
-        decision.cache_clear()
+def decided_anew() -> Iterator[None]:
+    convolution._is_quicker_in_float32.cache_clear()
     yield
-    for decision in decisions:
-        decision.cache_clear()
+    convolution._is_quicker_in_float32.cache_clear()
 
 
-@pytest.mark.usefixtures("decisions_anew")
+@pytest.mark.usefixtures("decided_anew")
 @pytest.mark.parametrize(
     ("flag", "side", "filters", "options", "is_ours"),
     [
