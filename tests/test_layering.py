@@ -29,7 +29,7 @@ FLOORS = (
     {"diagnosis", "runs"},
     {"live", "report", "closing", "event_files"},
     {"compare"},
-    {"quiet", "kernel_gradient"},
+    {"quiet", "kernel_gradient", "bias"},
     {
         "runtime",
         "data",

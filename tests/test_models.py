@@ -259,6 +259,20 @@ def test_a_whitening_stem_is_frozen_and_has_the_kernel_that_it_is_given() -> Non
     assert "stem_norm" not in [layer.name for layer in model.layers]
 
 
+def test_the_bias_of_a_whitening_stem_is_all_that_is_trained_of_it() -> None:
+    spec = spec_of(stem={"kind": "whitening", "bias": True}, kind="plain", activation="elu")
+    model = built(spec)
+    trained = [w for w in model.trainable_weights if w.path.startswith("stem")]
+    assert [(w.path, w.shape) for w in trained] == [("stem_bias/bias", (24,))]
+    images = random_images((2, 8, 8, 3)).astype("float32")
+    before = model.get_layer("stem_conv")(images)
+    np.testing.assert_array_equal(model.get_layer("stem_bias")(before), before)
+    trained[0].assign(np.arange(24))
+    stem = keras.Model(model.inputs, model.get_layer("stem_act").output)
+    sums = np.asarray(before) + np.arange(24)
+    np.testing.assert_allclose(stem(images), np.where(sums > 0, sums, np.expm1(sums)), rtol=1e-5)
+
+
 def test_the_model_scales_its_pixels_itself() -> None:
     scaling = PixelScaling((0.5, 1.0, 2.0), (1.0, 0.0, -1.0))
     model = build_model(spec_of(), (8, 8, 3), 10, scaling)
@@ -295,7 +309,11 @@ POOLED = [{"filters": 24, "blocks": 1, "pool_size": 2}, {"filters": 32, "blocks"
                 "spatial_dropout": 0.2,
             }
         },
-        {"stem": {"kind": "whitening"}, "stages": POOLED, "block": {"activation": "silu"}},
+        {
+            "stem": {"kind": "whitening", "bias": True},
+            "stages": POOLED,
+            "block": {"activation": "silu"},
+        },
         {"stages": POOLED, "block": {"shortcut": "projection"}, "head": {"pooling": "max"}},
     ],
     ids=lambda spec: "-".join(map(str, spec["block"].values())),

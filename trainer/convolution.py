@@ -8,13 +8,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer.kernel_gradient import convolve
+from trainer.bias import add_bias
+from trainer.kernel_gradient import SHORT_ROW, convolve
 from trainer.machine import BFLOAT16_FLAG_OF_AMD, cpu_bfloat16_flag
 
-# oneDNN's gradient of a kernel is slow where the rows of an image are short. On Zen 4 (batches
-# of 500, 3x3) ours takes 0.2 to 0.9 times as long with sides of 2 to 11 pixels and kernels of
-# this many channels times filters, and 0.9 to 1.4 times with sides of 15 and more.
-_SHORT_ROW = 11
+# Channels times filters from which on `kernel_gradient` is quicker, see there.
 _WIDE_KERNEL = 64 * 128
 
 
@@ -31,8 +29,7 @@ class Conv2D(keras.layers.Conv2D):
     bfloat16 fast, training takes the gradient of a wide kernel by short rows from
     `kernel_gradient`.
 
-    On a CPU the gradient of a bias in bfloat16 is right, which Keras' is not: TensorFlow 2.21
-    adds it up in bfloat16, so that a fifth is left of a sum of 100,000 numbers.
+    On a CPU the gradient of a bias in bfloat16 is right, which Keras' is not, see `bias`.
 
     It has the name of Keras' class, too: a `.keras` file calls the weights of a block's layers
     after their classes.
@@ -55,8 +52,7 @@ class Conv2D(keras.layers.Conv2D):
             has_quicker_gradient = self._has_a_quicker_kernel_gradient(inputs.shape[2])
             outputs = (convolve if has_quicker_gradient else self.convolution_op)(inputs, kernel)
             if self.use_bias:
-                # Its gradient is a plain sum, not the one of `bias_add` that goes wrong.
-                outputs += tf.cast(self.bias, dtype)
+                outputs = add_bias(outputs, self.bias)
         else:
             return super().call(inputs)
         return outputs if self.activation is None else self.activation(outputs)
@@ -65,8 +61,7 @@ class Conv2D(keras.layers.Conv2D):
         rows, columns, channels, filters = self.kernel.shape
         return (
             cpu_bfloat16_flag() == BFLOAT16_FLAG_OF_AMD
-            and width is not None
-            and width <= _SHORT_ROW
+            and (width is None or width <= SHORT_ROW)
             and channels * filters >= _WIDE_KERNEL
             and rows * columns > 1
             and rows % 2 == columns % 2 == 1

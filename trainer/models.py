@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from trainer.activations import build_activation
+from trainer.bias import Bias
 from trainer.config.model_schema import (
     BlockSpec,
     ConvolutionStem,
@@ -108,6 +109,8 @@ def _whitening_stem(
     x = convolution(x)
     if kernel is not None:
         convolution.kernel.assign(kernel)
+    if stem.bias:
+        x = Bias(name="stem_bias")(x)
     return build_activation(block.activation, "stem_act")(x)
 
 

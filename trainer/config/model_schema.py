@@ -189,7 +189,8 @@ class WhiteningStem(Section):
 
     Its filters are the principal components of the training images' patches, each
     scaled to unit variance, and the same once more with the opposite sign: 2 *
-    kernel_size^2 * channels filters, no padding, nothing to train (Jordan 2024).
+    kernel_size^2 * channels filters, no padding, nothing to train but a bias if it is
+    asked for (Jordan 2024).
     """
 
     kind: Literal["whitening"]
@@ -197,6 +198,9 @@ class WhiteningStem(Section):
     """Side of a patch in pixels."""
     epsilon: PositiveFloat = 5e-4
     """Added to the variance of each component, so that components of noise stay small."""
+    bias: bool = False
+    """Train a bias before the activation, zero at first. The gradient has to be taken back
+    through the first block for it, which a stem without it is spared."""
 
     @property
     def normalized_filters(self) -> int | None:
