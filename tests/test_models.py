@@ -268,7 +268,7 @@ def test_the_bias_of_a_whitening_stem_is_all_that_is_trained_of_it() -> None:
     before = model.get_layer("stem_conv")(images)
     np.testing.assert_array_equal(model.get_layer("stem_bias")(before), before)
     trained[0].assign(np.arange(24))
-    stem = keras.Model(model.inputs, model.get_layer("stem_act").output)
+    stem = keras.Model(model.input, model.get_layer("stem_act").output)
     sums = np.asarray(before) + np.arange(24)
     np.testing.assert_allclose(stem(images), np.where(sums > 0, sums, np.expm1(sums)), rtol=1e-5)
 
