@@ -34,7 +34,9 @@ def convolve(images: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, object]:
             )
 
         def of_rows() -> tf.Tensor:
-            return kernel_gradient(images, upstream, tuple(kernel.shape[:2]))
+            # What a profile calls its operators by.
+            with tf.name_scope("kernel_gradient"):
+                return kernel_gradient(images, upstream, tuple(kernel.shape[:2]))
 
         width = images.shape[2]
         if width is None:
