@@ -468,7 +468,8 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
             "model:\n  stem: {kind: whitening, filters: 16}\n  stages: [{filters: 32, blocks: 1}]\n"
         ),
         message=(
-            "broken.yaml:2: model.stem.filters: unknown key. Known keys: kind, kernel_size, epsilon, bias"
+            "broken.yaml:2: model.stem.filters: unknown key. "
+            "Known keys: kind, kernel_size, epsilon, bias"
         ),
     ),
     BrokenConfig(
