@@ -14,7 +14,7 @@ from typing import Any
 
 # The first that matches the name of a TensorFlow operator, `graph/path:Type`, counts.
 _TENSORFLOW = {
-    "convolutions, backward": r"Conv2DBackprop|/kernel_gradient/",
+    "convolutions, backward": r"Conv2DBackprop|/kernel_gradient(_\d+)?/",
     "convolutions, forward": r":_?\w*Conv2D$",
     "normalization": r"FusedBatchNorm",
     "max-pooling": r"MaxPool",
