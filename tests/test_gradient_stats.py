@@ -1,3 +1,5 @@
+"""Recorded statistics of gradients against an oracle, in every pair of settings."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

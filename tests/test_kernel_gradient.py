@@ -57,6 +57,26 @@ def test_sides_and_batch_may_be_unknown_when_it_is_traced() -> None:
             np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("width", "of_tensorflow", "of_rows"),
+    [(SHORT_ROW, False, True), (SHORT_ROW + 1, True, False), (None, True, True)],
+)
+def test_the_width_decides_whose_gradient_it_is(
+    width: int | None, of_tensorflow: bool, of_rows: bool
+) -> None:
+    kernel = drawn(3, 3, 3, 5)
+
+    @tf.function(input_signature=[tf.TensorSpec((2, 5, width, 3), tf.float64)])
+    def traced(images: tf.Tensor) -> list[tf.Tensor]:
+        return gradients(convolve, images, kernel)
+
+    graph = traced.get_concrete_function().graph
+    # The branches of a choice that is left to the step are functions of the graph.
+    branches = [node.op for f in graph.as_graph_def().library.function for node in f.node_def]
+    kinds = {*branches, *(op.type for op in graph.get_operations())}
+    assert ("Conv2DBackpropFilter" in kinds, "MatMul" in kinds) == (of_tensorflow, of_rows)
+
+
 def test_16_bit_sums_are_rounded_once() -> None:
     images, upstream = (tf.cast(drawn(64, 7, 7, 8, seed=seed), tf.bfloat16) for seed in (0, 1))
     found = kernel_gradient(images, upstream, (3, 3))

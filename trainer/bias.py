@@ -22,9 +22,6 @@ class Bias(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         return add_bias(inputs, self.bias)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
-
 
 def add_bias(values: Any, bias: Any) -> Any:
     """Return values + bias, whose gradient by the bias adds up in float32.

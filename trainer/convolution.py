@@ -45,7 +45,7 @@ class Conv2D(keras.layers.Conv2D):
             )
             if self.use_bias:
                 # oneDNN adds it before it rounds, too.
-                outputs = tf.nn.bias_add(outputs, tf.cast(self.bias, "float32"))
+                outputs = add_bias(outputs, self.bias)
             outputs = tf.cast(outputs, dtype)
         elif training and dtype == "bfloat16" and _is_on_cpu():
             kernel = tf.cast(self.kernel, dtype)
