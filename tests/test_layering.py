@@ -29,7 +29,7 @@ FLOORS = (
     {"diagnosis", "runs"},
     {"live", "report", "closing", "event_files"},
     {"compare"},
-    {"quiet", "kernel_gradient", "bias"},
+    {"quiet", "kernel_gradient", "bias", "bias_sums"},
     {
         "runtime",
         "data",

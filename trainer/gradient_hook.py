@@ -139,7 +139,7 @@ class StepHook:
         # A train step may train some of the variables, in its own order.
         grad_of = dict(zip(map(id, variables), grads, strict=True))
         grads_of_weights = [grad_of.get(id(weight)) for weight in buffer.weights]
-        buffer.note_trace([g is not None for g in grads_of_weights], loss is not None)
+        buffer.note_trace(grads_of_weights, loss is not None)
         # Taken now: all three change in `apply`.
         scale = _loss_scale(optimizer)
         learning_rate = tf.cast(tf.convert_to_tensor(inner.learning_rate), tf.float32)

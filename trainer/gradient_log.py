@@ -48,6 +48,8 @@ class VariableInfo:
         l2: The same.
         alike: Whether all filters of a kernel (or columns of a matrix) were equal, and not
             zero, when the recording began.
+        summands_in_bfloat16: Numbers of each example that its gradient adds up in bfloat16
+            itself, see `bias_sums`; 0 where sums keep their digits.
     """
 
     path: str
@@ -56,6 +58,7 @@ class VariableInfo:
     l1: float = 0.0
     l2: float = 0.0
     alike: bool = False
+    summands_in_bfloat16: int = 0
 
     @property
     def is_kernel(self) -> bool:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.activation_stats import PARTS, combine_replicas
+from trainer.bias_sums import summands_in_bfloat16
 from trainer.gradient_log import VariableInfo
 from trainer.recorded_steps import (
     ACTIVATIONS,
@@ -98,12 +100,23 @@ class WindowBuffer:
             self._buffers[name] = _replica_local(tf.zeros(shape), name)
         self._buffers["count"] = _replica_local(tf.zeros((), tf.int64), "count")
 
-    def note_trace(self, is_connected: Sequence[bool], has_loss: bool) -> None:
-        """Note on which variables the loss depends, and whether the step's loss is known."""
+    def note_trace(self, gradients: Sequence[Any], has_loss: bool) -> None:
+        """Note what the trace of a step tells.
+
+        Args:
+            gradients: Raw, one for each variable, symbolic; None where the loss does not
+                depend on it.
+            has_loss: Whether the step's own loss is known.
+        """
         self.has_loss = has_loss
         self.variables = tuple(
-            replace(v, connected=connected)
-            for v, connected in zip(self.variables, is_connected, strict=True)
+            replace(
+                variable,
+                connected=gradient is not None,
+                # XLA adds up in float32.
+                summands_in_bfloat16=summands_in_bfloat16(gradient) if self.can_branch else 0,
+            )
+            for variable, gradient in zip(self.variables, gradients, strict=True)
         )
 
     def record(self, measure: Measure) -> None:

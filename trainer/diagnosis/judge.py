@@ -20,6 +20,7 @@ from trainer.diagnosis import (  # noqa: F401
     loss_rules,
     momentum_rules,
     normalization_rules,
+    precision_rules,
     signal_rules,
     step_rules,
     still_rules,
