@@ -42,7 +42,7 @@ of 32x32, whole training steps, gradients recorded as shipped.
 def network(blocks: int, batch_size: int, images: int, epoch_steps: int | None) -> Contestant:
     """Return the contestant of a network with some blocks in each of its three stages."""
     overrides = [f"model.stages.{stage}.blocks={blocks}" for stage in range(3)]
-    config = load_network("resnet20.yaml", [*overrides, f"fit.batch_size={batch_size}"])
+    config = load_network("resnet20", [*overrides, f"fit.batch_size={batch_size}"])
     spec = {"kind": "ours", "recorder": {}, "num_images": images, "epoch_steps": epoch_steps}
     return keras_contestant(f"ResNet-{depth_of(blocks)}", config, **spec)
 

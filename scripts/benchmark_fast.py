@@ -28,7 +28,7 @@ from benchmarking import (
     LeftOutError,
     Turn,
     keras_contestant,
-    load_network,
+    load_shipped,
     median_of,
     ratios,
     rotated,
@@ -56,7 +56,7 @@ def build_contestants(torch_python: str) -> dict[str, tuple[Contestant, int]]:
         "ours-float32": [whole, "runtime.precision=float32"],
     }
     for name, settings in variants.items():
-        config = load_network("cifar10_fast.yaml", settings)
+        config = load_shipped("cifar10_fast.yaml", settings)
         spec = {"kind": "ours", "recorder": {}, "num_images": _EPOCH, "epoch_steps": None}
         found[name] = (keras_contestant(name, config, **spec), config.fit.batch_size)
     for name, precision in (("airbench94", "float32"), ("airbench94-bfloat16", "mixed_bfloat16")):

@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmark_report import describe_machine, table, write_report
 from benchmarking import (
+    NETWORKS,
     SCRIPTS,
     Contestant,
     compete,
@@ -121,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--network", default="resnet20", help="a file of configs/, without .yaml")
+    parser.add_argument("--network", default="resnet20", choices=NETWORKS)
     parser.add_argument(
         "--only", nargs="+", default=list(_VARIANTS)[1:], choices=list(_VARIANTS)[1:]
     )
@@ -138,7 +139,7 @@ def main() -> None:
             "--epochs must be at least 2: the first step of the first epoch does not count"
         )
 
-    config = load_network(f"{arguments.network}.yaml", arguments.set)
+    config = load_network(arguments.network, arguments.set)
     say(arguments.network)
     common = {"kind": "ours", "num_images": arguments.images, "epoch_steps": None}
     contestants = [

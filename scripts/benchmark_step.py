@@ -27,6 +27,7 @@ from pathlib import Path
 
 from benchmark_report import describe_machine, table, write_report
 from benchmarking import (
+    NETWORKS,
     SCRIPTS,
     Contestant,
     compete,
@@ -37,15 +38,6 @@ from benchmarking import (
     say,
 )
 
-_WIDE = ["model.stem.filters=64"] + [
-    f"model.stages.{index}.filters={filters}" for index, filters in enumerate((64, 128, 256))
-]
-NETWORKS: dict[str, tuple[str, Sequence[str]]] = {
-    "plain20": ("plain20.yaml", ()),
-    "resnet20": ("resnet20.yaml", ()),
-    "resnet56": ("resnet56.yaml", ()),
-    "resnet20-wide": ("resnet20.yaml", _WIDE),
-}
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 CONTESTANTS = ("ours", "keras", "torch")
 
@@ -65,9 +57,8 @@ def build_contestants(
     arguments: argparse.Namespace, network: str, precision: str
 ) -> list[Contestant]:
     """Return the asked-for contestants on one network in one precision."""
-    file, overrides = NETWORKS[network]
     chosen = f"runtime.precision={PRECISIONS[precision]}"
-    config = load_network(file, [*overrides, *arguments.set, chosen])
+    config = load_network(network, [*arguments.set, chosen])
     common = {"num_images": arguments.images, "epoch_steps": None}
     contestants = []
     for name in arguments.contestants:

@@ -30,6 +30,19 @@ _WARM_UP_STEPS = 12
 _SETTLE_SECONDS = 0.1
 
 
+def _each_stage(key: str, *values: int) -> list[str]:
+    return [f"model.stages.{index}.{key}={value}" for index, value in enumerate(values)]
+
+
+NETWORKS: dict[str, Sequence[str]] = {
+    "plain20": ["model.block.kind=plain"],
+    "resnet20": [],
+    "resnet56": _each_stage("blocks", 9, 9, 9),
+    "resnet20-wide": ["model.stem.filters=64", *_each_stage("filters", 64, 128, 256)],
+}
+"""Overrides over `configs/base_cifar10.yaml`: trained with SGD, which PyTorch has, too."""
+
+
 class LeftOutError(Exception):
     """A contestant cannot take part; the message says why."""
 
@@ -151,7 +164,12 @@ def keras_contestant(name: str, config: Config, **spec: Any) -> Contestant:
     return Contestant(name, command, {"config": config.model_dump(mode="json"), **spec})
 
 
-def load_network(file: str, overrides: Sequence[str]) -> Config:
+def load_network(name: str, overrides: Sequence[str]) -> Config:
+    """Return one of `NETWORKS` with overrides laid over it."""
+    return load_shipped("base_cifar10.yaml", [*NETWORKS[name], *overrides])
+
+
+def load_shipped(file: str, overrides: Sequence[str]) -> Config:
     """Return a shipped config with overrides laid over it."""
     return load_config(SCRIPTS.parent / "configs" / file, overrides)
 

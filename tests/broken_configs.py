@@ -706,13 +706,27 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         base=MODEL + ("optimizer:\n  kind: adam\n  clipnorm: 1\n"),
     ),
     BrokenConfig(
-        name="a base that extends another file",
+        name="a base that extends the file",
         text=("seed: 1\nextends: base.yaml\n"),
         message=(
-            "broken.yaml:2: extends: must name a file that extends no other, and base.yaml:2 "
-            "does. Extend that file's base, or copy its keys"
+            "broken.yaml:2: extends: base.yaml:2: extends: broken.yaml is this file, or extends "
+            "it. Name a file that does not come back here"
         ),
-        base=("# a comment\nextends: other.yaml\n"),
+        base=("# a comment\nextends: broken.yaml\n"),
+    ),
+    BrokenConfig(
+        name="a file that extends itself",
+        text=("extends: ./broken.yaml\n"),
+        message=(
+            "broken.yaml:1: extends: ./broken.yaml is this file, or extends it. Name a file that "
+            "does not come back here"
+        ),
+    ),
+    BrokenConfig(
+        name="a base whose own base does not exist",
+        text=("seed: 1\nextends: base.yaml\n"),
+        message="broken.yaml:2: extends: base.yaml:1: extends: a_missing_one.yaml: no such file",
+        base="extends: a_missing_one.yaml\n",
     ),
     BrokenConfig(
         name="a base that does not exist",

@@ -20,6 +20,7 @@ from benchmark_recorder import split_epochs  # noqa: E402
 from benchmark_report import table  # noqa: E402
 from benchmark_step import ratio_rows  # noqa: E402
 from benchmarking import (  # noqa: E402
+    NETWORKS,
     Contestant,
     LeftOutError,
     Turn,
@@ -197,9 +198,9 @@ def test_without_torch_the_peer_says_how_to_get_it(
 def test_the_torch_peer_knows_what_it_can_train() -> None:
     from torch_peer import unsupported
 
-    shipped = load_network("resnet20.yaml", []).model_dump(mode="json")
-    other = load_network("resnet20.yaml", ["model.block.activation=gelu"]).model_dump(mode="json")
-    assert unsupported(shipped) == []
+    for name in NETWORKS:
+        assert unsupported(load_network(name, []).model_dump(mode="json")) == []
+    other = load_network("resnet20", ["model.block.activation=gelu"]).model_dump(mode="json")
     assert unsupported(other) == ["model.block.activation=gelu"]
 
 

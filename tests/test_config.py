@@ -93,6 +93,20 @@ def test_the_path_of_a_base_is_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, "extends: bases/small.yaml\n").seed == 9
 
 
+def test_a_base_may_have_a_base(tmp_path: Path) -> None:
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "bases" / "first.yaml").write_text(
+        MODEL + "seed: 1\nfit: {epochs: 1, batch_size: 64}\noptimizer: {kind: adam, beta_1: 0.8}\n"
+    )
+    config = load(
+        tmp_path,
+        "extends: base.yaml\nseed: 3\n",
+        base="extends: bases/first.yaml\nseed: 2\nfit: {epochs: 2}\noptimizer: {kind: sgd}\n",
+    )
+    assert (config.seed, config.fit.epochs, config.fit.batch_size) == (3, 2, 64)
+    assert config.optimizer == Sgd()
+
+
 def test_another_kind_drops_the_options_of_the_base(tmp_path: Path) -> None:
     config = load(
         tmp_path,

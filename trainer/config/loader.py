@@ -21,9 +21,9 @@ from trainer.errors import ConfigError
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read, merge and validate a config.
 
-    The file may extend one other, `extends: base.yaml`, relative to itself.
-    Overrides are laid over both. Nothing but these files is read, the
-    environment included.
+    The file may extend another, `extends: base.yaml`, relative to itself, and
+    that a third. Overrides are laid over all. Nothing but these files is read,
+    the environment included.
 
     Args:
         path: The YAML file.
@@ -74,34 +74,31 @@ def _kind_first(value: Any) -> Any:
     return value
 
 
-def _read_with_base(path: Path) -> tuple[Node, list[Problem]]:
-    """Read a file and lay it over the one that it extends."""
-    root, extends, problems = _read(path)
+def _read_with_base(path: Path, above: Sequence[Path] = ()) -> tuple[Node, list[Problem]]:
+    """Read a file and lay it over the one that it extends; `above` came to it this way."""
+    root, problems = read_file(path)
+    assert isinstance(root.value, dict)
+    keys = dict(root.value)
+    extends = keys.pop("extends", None)
+    root = Node(keys, root.place)
     if extends is None:
         return root, problems
     if not isinstance(extends.value, str):
         raise ConfigError(
             f"{extends.place}: extends: must be the path of a YAML file, relative to this one"
         )
+    above = (*above, path.resolve())
+    base_path = path.parent / extends.value
+    if base_path.resolve() in above:
+        raise ConfigError(
+            f"{extends.place}: extends: {extends.value} is this file, or extends it. Name a file "
+            "that does not come back here"
+        )
     try:
-        base, second, base_problems = _read(path.parent / extends.value)
+        base, base_problems = _read_with_base(base_path, above)
     except ConfigError as error:
         raise ConfigError(f"{extends.place}: extends: {error}") from None
-    if second is not None:
-        raise ConfigError(
-            f"{extends.place}: extends: must name a file that extends no other, and "
-            f"{second.place} does. Extend that file's base, or copy its keys"
-        )
     return merge(base, root), base_problems + problems
-
-
-def _read(path: Path) -> tuple[Node, Node | None, list[Problem]]:
-    """Read a file and take `extends` out of it."""
-    root, problems = read_file(path)
-    assert isinstance(root.value, dict)
-    keys = dict(root.value)
-    extends = keys.pop("extends", None)
-    return Node(keys, root.place), extends, problems
 
 
 def _raise(problems: list[Problem]) -> NoReturn:
