@@ -725,8 +725,8 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
     BrokenConfig(
         name="a base whose own base does not exist",
         text=("seed: 1\nextends: base.yaml\n"),
-        message="broken.yaml:2: extends: base.yaml:1: extends: a_missing_one.yaml: no such file",
-        base="extends: a_missing_one.yaml\n",
+        message="broken.yaml:2: extends: base.yaml:1: extends: other.yaml: no such file",
+        base="extends: other.yaml\n",
     ),
     BrokenConfig(
         name="a base that does not exist",

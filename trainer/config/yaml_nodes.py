@@ -136,9 +136,9 @@ def read_file(path: Path) -> tuple[Node, list[Problem]]:
     except IsADirectoryError:
         raise ConfigError(f"{path}: must be a YAML file, and this is a directory") from None
     except FileNotFoundError:
-        siblings = [file.name for file in path.parent.glob("*.yaml")]
-        close = get_close_matches(path.name, siblings, 1)
-        hint = f". Did you mean {path.with_name(close[0])}?" if close else ""
+        siblings = [file.stem for file in path.parent.glob("*.yaml")]
+        close = get_close_matches(path.stem, siblings, 1)
+        hint = f". Did you mean {path.with_name(close[0] + '.yaml')}?" if close else ""
         raise ConfigError(f"{path}: no such file{hint}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
