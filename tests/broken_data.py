@@ -168,7 +168,8 @@ BROKEN_DATA = (
     BrokenData(
         "a source that nobody registered",
         lambda folder: DataConfig(source="cifar-10"),
-        "data.source must be one of cifar10, directory, shapes. Received: source='cifar-10'. "
+        "data.source must be one of cifar10, directory, shapes, or the path of a Python file. "
+        "Received: source='cifar-10'. "
         "Did you mean 'cifar10'?",
     ),
     BrokenData(

@@ -58,6 +58,16 @@ def test_a_path_through_a_file_says_why_it_cannot_be_read() -> None:
     assert message_of("file/a.yaml") == "file/a.yaml: cannot be read: Not a directory"
 
 
+def test_a_base_that_is_no_path_or_leads_to_itself_says_why_it_cannot_be_read() -> None:
+    Path("loop.yaml").symlink_to("loop.yaml")
+    for name, reason in (
+        ("a\\0b.yaml", "a\0b.yaml: cannot be read: embedded null byte"),
+        ("loop.yaml", "loop.yaml: cannot be read: Too many levels of symbolic links"),
+    ):
+        Path("mine.yaml").write_text(f'extends: "{name}"\n')
+        assert message_of("mine.yaml") == f"mine.yaml:1: extends: {reason}"
+
+
 def test_bytes_that_are_not_utf_8_are_named_with_their_line() -> None:
     Path("latin.yaml").write_bytes(MODEL.encode() + "name: \u00e9\n".encode("latin-1"))
     assert message_of("latin.yaml") == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -74,7 +75,7 @@ def _kind_first(value: Any) -> Any:
     return value
 
 
-def _read_with_base(path: Path, above: Sequence[Path] = ()) -> tuple[Node, list[Problem]]:
+def _read_with_base(path: Path, above: Sequence[str] = ()) -> tuple[Node, list[Problem]]:
     """Read a file and lay it over the one that it extends; `above` came to it this way."""
     root, problems = read_file(path)
     assert isinstance(root.value, dict)
@@ -87,9 +88,9 @@ def _read_with_base(path: Path, above: Sequence[Path] = ()) -> tuple[Node, list[
         raise ConfigError(
             f"{extends.place}: extends: must be the path of a YAML file, relative to this one"
         )
-    above = (*above, path.resolve())
+    above = (*above, _real(path))
     base_path = path.parent / extends.value
-    if base_path.resolve() in above:
+    if _real(base_path) in above:
         raise ConfigError(
             f"{extends.place}: extends: {extends.value} is this file, or extends it. Name a file "
             "that does not come back here"
@@ -99,6 +100,14 @@ def _read_with_base(path: Path, above: Sequence[Path] = ()) -> tuple[Node, list[
     except ConfigError as error:
         raise ConfigError(f"{extends.place}: extends: {error}") from None
     return merge(base, root), base_problems + problems
+
+
+def _real(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        # No path at all, which its reader says.
+        return str(path)
 
 
 def _raise(problems: list[Problem]) -> NoReturn:

@@ -81,7 +81,8 @@ class DataConfig(Section):
     """Where images come from and how a training batch is made of them."""
 
     source: str = "cifar10"
-    """cifar10, shapes (embedded, synthetic), directory, or a source registered by the user."""
+    """cifar10, shapes (embedded, synthetic), directory, or a Python file with a function
+    `load(data, part, seed)`; its relative path is taken from the working directory."""
     path: str | None = None
     """A local copy; for cifar10 also $CIFAR10_DIR, else Keras' cache and download. A
     relative path is taken from the working directory."""

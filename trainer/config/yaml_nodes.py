@@ -136,7 +136,7 @@ def read_file(path: Path) -> tuple[Node, list[Problem]]:
     except IsADirectoryError:
         raise ConfigError(f"{path}: must be a YAML file, and this is a directory") from None
     except FileNotFoundError:
-        siblings = [file.stem for file in path.parent.glob("*.yaml")]
+        siblings = [file.stem for file in path.parent.glob("*.yaml") if file.is_file()]
         close = get_close_matches(path.stem, siblings, 1)
         hint = f". Did you mean {path.with_name(close[0] + '.yaml')}?" if close else ""
         raise ConfigError(f"{path}: no such file{hint}") from None

@@ -1,9 +1,10 @@
 """Where labelled images come from: an open registry of sources by name.
 
-A source is a callable `(data, part, seed) -> Split`. A project adds its own with
-`register_source` and names it in `data.source`; whatever a source returns is
-checked by `load_split` before anything is trained on it. The built-in sources
-import their modules on first use, so that importing the registry stays cheap.
+A source is a callable `(data, part, seed) -> Split`. Any other than the built-in ones is a
+Python file with such a function, `load`, which `data.source` names by its path; a program
+of one's own can `register_source` instead. Whatever a source returns is checked by
+`load_split` before anything is trained on it. The built-in sources import their modules on
+first use, so that importing the registry stays cheap.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from trainer.config.schema import DataConfig
+from trainer.data.own_source import ENDING, load_own
 from trainer.errors import ConfigError, DataError
 
 Part: TypeAlias = Literal["train", "test"]
@@ -105,18 +107,23 @@ def load_split(data: DataConfig, part: Part, seed: int) -> Split:
 
     Raises:
         ConfigError: If no source has the name `data.source`.
-        DataError: If the data are missing or damaged, or if the source returns
-            something that is no valid `Split`.
+        DataError: If the data are missing or damaged, if a user's file fails, or if the
+            source returns something that is no valid `Split`.
     """
-    source = _SOURCES.get(data.source)
+    source = load_own if data.source.endswith(ENDING) else _SOURCES.get(data.source)
     if source is None:
         close = get_close_matches(data.source, _SOURCES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"data.source must be one of {', '.join(sorted(_SOURCES))}. "
-            f"Received: source={data.source!r}.{hint}"
+            f"data.source must be one of {', '.join(sorted(_SOURCES))}, or the path of a Python "
+            f"file. Received: source={data.source!r}.{hint}"
         )
     split = source(data, part, seed)
+    if not isinstance(split, Split):
+        raise DataError(
+            f"source {data.source} must return a trainer.data.sources.Split. "
+            f"Received: {type(split).__name__}"
+        )
     _check_arrays(split, data.source)
     _check_classes(split, data.source, part)
     return split
@@ -124,6 +131,12 @@ def load_split(data: DataConfig, part: Part, seed: int) -> Split:
 
 def _check_arrays(split: Split, source: str) -> None:
     images, labels = split.images, split.labels
+    for name, array in (("images", images), ("labels", labels)):
+        if not isinstance(array, np.ndarray):
+            raise DataError(
+                f"source {source} must return {name} as a NumPy array. "
+                f"Received: {type(array).__name__}"
+            )
     if images.ndim != 4 or 0 in images.shape:
         raise DataError(
             f"source {source} must return images of shape (num_images, height, width, channels), "
@@ -143,6 +156,8 @@ def _check_arrays(split: Split, source: str) -> None:
 
 def _check_classes(split: Split, source: str, part: Part) -> None:
     names = split.class_names
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"source {source} must return class names as strings. Received: {names!r}")
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(
             "classification needs at least 2 classes, each with its own name. "
