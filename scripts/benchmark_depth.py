@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--milestones", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--output", type=Path, help="default: benchmark_depth.md or _long.md here")
     arguments = parser.parse_args()
+    if arguments.milestones[0] < 2 or sorted(set(arguments.milestones)) != arguments.milestones:
+        parser.error("--milestones must rise, and the first be at least 2")
 
     batch_size = arguments.batch_size or (8 if arguments.long else 32)
     if arguments.long:

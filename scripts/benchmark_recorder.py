@@ -138,6 +138,8 @@ def main() -> None:
         parser.error(
             "--epochs must be at least 2: the first step of the first epoch does not count"
         )
+    if arguments.epoch_steps < 2:
+        parser.error("--epoch-steps must be at least 2: a first step is held against the others")
 
     config = load_network(arguments.network, arguments.set)
     say(arguments.network)

@@ -129,6 +129,9 @@ class Contestant:
 
     def take_turn(self, steps: int) -> Turn:
         """Train some steps while everyone else waits."""
+        # 0 would end the process, and it would never come to fewer.
+        if steps < 1:
+            raise ValueError(f"a turn has at least 1 step. Received: steps={steps}")
         return Turn(**self._ask(str(steps)))
 
     def finish(self) -> None:

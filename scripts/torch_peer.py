@@ -23,18 +23,29 @@ except ImportError:
     torch = None
 
 _SUPPORTED = {
-    "stem.kind": "convolution",
-    "stem.strides": 1,
-    "stem.pool_size": 1,
-    "block.layout": "basic",
-    "block.preactivation": False,
-    "block.shortcut": "padded",
-    "block.activation": "relu",
-    "block.normalization.kind": "batch",
-    "block.dropout": 0.0,
-    "block.spatial_dropout": 0.0,
-    "head.pooling": "average",
-    "head.dropout": 0.0,
+    "data.early_crops": None,
+    "model.stem.kind": "convolution",
+    "model.stem.strides": 1,
+    "model.stem.pool_size": 1,
+    "model.stem.trainable": True,
+    "model.block.layout": "basic",
+    "model.block.preactivation": False,
+    "model.block.shortcut": "padded",
+    "model.block.activation": "relu",
+    "model.block.normalization.kind": "batch",
+    "model.block.zero_init_last": False,
+    "model.block.kernel_regularizer.l1": 0.0,
+    "model.block.dropout": 0.0,
+    "model.block.spatial_dropout": 0.0,
+    "model.block.stochastic_depth": 0.0,
+    "model.head.pooling": "average",
+    "model.head.dropout": 0.0,
+    "model.head.kernel_regularizer.l1": 0.0,
+    "optimizer.kind": "sgd",
+    "optimizer.clipnorm": None,
+    "optimizer.clipvalue": None,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.ema_momentum": None,
 }
 
 
@@ -42,16 +53,18 @@ def unsupported(config: dict[str, Any]) -> list[str]:
     """Return what of a config this peer cannot do, empty if it can do all."""
     found = []
     for path, wanted in _SUPPORTED.items():
-        value: Any = config["model"]
+        value: Any = config
         for key in path.split("."):
             value = value.get(key, wanted) if isinstance(value, dict) else value
         if value != wanted:
-            found.append(f"model.{path}={value}")
-    if any(stage["pool_size"] != 1 for stage in config["model"]["stages"]):
-        found.append("pooling in a stage")
-    optimizer = config["optimizer"]
-    if optimizer["kind"] != "sgd" or optimizer["clipnorm"] or optimizer["clipvalue"]:
-        found.append("an optimizer other than sgd with global_clipnorm")
+            found.append(f"{path}={value}")
+    model = config["model"]
+    if any(stage["pool_size"] != 1 or not stage["trainable"] for stage in model["stages"]):
+        found.append("pooling in a stage, or one that is frozen")
+    if model["head"]["kernel_regularizer"]["l2"] != model["block"]["kernel_regularizer"]["l2"]:
+        found.append("another l2 for the head")
+    if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
+        found.append("nesterov without momentum")
     return found
 
 

@@ -202,6 +202,9 @@ def test_the_torch_peer_knows_what_it_can_train() -> None:
         assert unsupported(load_network(name, []).model_dump(mode="json")) == []
     other = load_network("resnet20", ["model.block.activation=gelu"]).model_dump(mode="json")
     assert unsupported(other) == ["model.block.activation=gelu"]
+    for override in ("optimizer.weight_decay=0.1", "model.block.stochastic_depth=0.2"):
+        other = load_network("resnet20", [override]).model_dump(mode="json")
+        assert unsupported(other) == [override]
 
 
 def test_a_profile_tells_convolutions_from_the_rest() -> None:

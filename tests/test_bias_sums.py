@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from bias_oracle import LOSES_DIGITS, error_of_sum
 from keras import layers
 
 from trainer import GradientRecorder
@@ -18,23 +19,6 @@ from trainer.convolution import Conv2D
 
 SIDE = 16
 IMAGES = SIDE * SIDE
-
-
-def error_of_sum(dtype: str = "bfloat16", jit: bool = False) -> float:
-    """Of 8,192 ones, by the gradient of `bias_add` on this machine, as a share."""
-
-    @tf.function(jit_compile=jit)
-    def gradient(bias: Any, ones: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(bias)
-            sums = tf.nn.bias_add(tf.zeros((8192, 2), dtype), bias)
-        return tape.gradient(sums, bias, ones)
-
-    # As an argument: of a constant it would be worked out before the compilation.
-    return abs(1 - float(gradient(tf.zeros(2, dtype), tf.ones((8192, 2), dtype))[0]) / 8192)
-
-
-LOSES_DIGITS = error_of_sum() > 0.01
 
 
 def convolutions(kind: type[layers.Layer] = layers.Conv2D, normalized: bool = False) -> Any:
@@ -93,6 +77,14 @@ def test_time_steps_are_summands_too(tmp_path: Path) -> None:
         assert found["rounded_bias"].numbers == {"summands": 300}
 
 
+def test_a_normalization_over_channels_leaves_the_bias_in(tmp_path: Path) -> None:
+    def build() -> Any:
+        stack = [layers.Dense(3), layers.LayerNormalization(), layers.GlobalAveragePooling1D()]
+        return keras.Sequential([keras.Input((300, 4)), *stack, layers.Dense(1)])
+
+    assert ("rounded_bias" in findings(build, "mixed_bfloat16", tmp_path)) == LOSES_DIGITS
+
+
 @pytest.mark.parametrize(
     ("build", "policy", "options"),
     [
@@ -145,6 +137,25 @@ def test_summands_are_the_positions_of_one_example(
 
     step.get_concrete_function(tf.TensorSpec(shape, tf.bfloat16))
     assert counts == [expected if LOSES_DIGITS else 0]
+
+
+def test_the_calls_of_a_shared_layer_are_added_up_and_an_unknown_shape_counts_as_one() -> None:
+    counts = []
+
+    @tf.function
+    def step(values: Any, others: Any, shapeless: Any) -> None:
+        bias = tf.zeros(3)
+        with tf.GradientTape() as tape:
+            tape.watch(bias)
+            half = tf.cast(bias, tf.bfloat16)
+            sums = [tf.nn.bias_add(each, half) for each in (values, others, shapeless)]
+            loss = tf.add_n([tf.reduce_sum(tf.cast(each, tf.float32)) for each in sums])
+        counts.append(summands_in_bfloat16(tape.gradient(loss, bias)))
+
+    step.get_concrete_function(
+        *(tf.TensorSpec(shape, tf.bfloat16) for shape in [(2, 5, 7, 3), (2, 4, 3), None])
+    )
+    assert counts == [35 + 4 + 1 if LOSES_DIGITS else 0]
 
 
 def test_what_has_no_graph_has_no_summands() -> None:

@@ -29,7 +29,9 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     convolution._is_quicker_in_float32.cache_clear()
 
 
-def computed(layer: keras.layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
+def computed(
+    layer: keras.layers.Layer, images: tf.Tensor, training: bool = False
+) -> list[np.ndarray]:
     """Outputs, and the gradients by images and weights of a drawn sum of them, as float64."""
     shape = layer.compute_output_shape(images.shape)
     # Rounded to 16 bits, so that every dtype sums the same.
@@ -40,7 +42,7 @@ def computed(layer: keras.layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
     def compute() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(images)
-            outputs = layer(images)
+            outputs = layer(images, **({"training": True} if training else {}))
         weights = [weight.value for weight in layer.trainable_variables]
         return [outputs, *tape.gradient(outputs, [images, *weights], output_gradients=factors)]
 
@@ -48,11 +50,11 @@ def computed(layer: keras.layers.Layer, images: tf.Tensor) -> list[np.ndarray]:
 
 
 def convolutions(
-    shape: tuple[int, int, int, str], policy: str, oracle: str
+    shape: tuple[int, int, int, str], policy: str, oracle: str, activation: str | None = None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What ours computes by `policy`, and Keras' by `oracle`, of the same numbers."""
     filters, size, strides, padding = shape
-    options = {"strides": strides, "padding": padding}
+    options = {"strides": strides, "padding": padding, "activation": activation}
     ours = Conv2D(filters, size, **options, dtype=policy)
     stock = keras.layers.Conv2D(filters, size, **options, dtype=oracle)
     random = np.random.default_rng(0)
@@ -63,7 +65,9 @@ def convolutions(
     weights = [tf.cast(kernel, ours.compute_dtype), bias]
     for layer in (ours, stock):
         layer.set_weights([tf.cast(each, layer.variable_dtype) for each in weights])
-    return computed(ours, images), computed(stock, tf.cast(images, stock.compute_dtype))
+    training = activation is not None
+    expected = computed(stock, tf.cast(images, stock.compute_dtype))
+    return computed(ours, images, training), expected
 
 
 @pytest.mark.parametrize(
@@ -77,6 +81,21 @@ def test_outputs_and_gradients_are_those_of_keras_where_its_own_floats_are_quick
 ) -> None:
     for found, expected in zip(*convolutions(shape, policy, policy), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("tiles", ["amx_bf16", "avx512_bf16"], indirect=True)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_trained_in_quick_bfloat16_is_that_of_keras_but_for_the_bias(
+    shape: tuple[int, int, int, str], tiles: str | None
+) -> None:
+    ours, stock = convolutions(shape, "mixed_bfloat16", "mixed_bfloat16", "relu")
+    assert 0.2 < np.mean(stock[0] == 0) < 0.8
+    for found, expected in zip(ours[:3], stock[:3], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    # Of the outputs that the activation lets through; see `drawn` in `computed`.
+    drawn = np.random.default_rng(1).integers(-128, 128, stock[0].shape) / 32
+    exact = np.where(stock[0] > 0, drawn, 0).sum(axis=(0, 1, 2))
+    np.testing.assert_allclose(ours[3], exact, rtol=2**-8, atol=2**-8 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize(

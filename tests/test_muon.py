@@ -112,6 +112,15 @@ def test_a_fixed_norm_takes_the_learning_rate_as_a_share_of_the_kernel(
     assert 0.6 < np.diag(rotated).min() <= np.diag(rotated).max() < 1.3
 
 
+def test_a_kernel_of_zeros_gets_its_norm_from_its_steps() -> None:
+    shape = (3, 3, 4, 6)
+    gradients = [values_of(shape, seed) for seed in (1, 2)]
+    config = Muon(learning_rate=0.1, kernel_norm="fixed")
+    moved = stepped(config, np.zeros(shape, np.float32), gradients)
+    # The first step's length is a tenth of the norm, and is brought to it before the second.
+    assert np.linalg.norm(moved) == pytest.approx(6**0.5, rel=0.2)
+
+
 def test_the_steps_of_newton_schulz_and_the_norm_survive_a_config() -> None:
     optimizer = build_optimizer(Muon(newton_schulz_steps=3, kernel_norm="fixed"), RATE)
     same = ConvMuon.from_config(optimizer.get_config())

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bias_oracle import LOSES_DIGITS
 from gradient_oracle import CLIPPING, LAYERS
 from two_replicas import CASES
 
@@ -140,6 +141,14 @@ def test_a_train_step_of_ones_own_with_an_unused_variable_works_on_two_replicas(
     variables = recorded["header"].variables
     assert [v.path.split("/")[-1] for v in variables if not v.connected] == ["unused"]
     assert np.isnan(recorded["steps"]["loss"]).all()
+
+
+def test_sums_in_bfloat16_are_found_on_two_replicas_too(
+    results: dict[Any, dict[str, Any]],
+) -> None:
+    variables = results["bfloat16", "recorded"]["header"].variables
+    found = [variable.summands_in_bfloat16 for variable in variables]
+    assert found == [0, 64 if LOSES_DIGITS else 0, 0, 0]
 
 
 @pytest.mark.parametrize("how", ["recorded", "hook"])

@@ -86,6 +86,17 @@ def make_embedding() -> keras.Model:
     )
 
 
+def make_convolution() -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3, padding="same", name="first"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(NUM_CLASSES, dtype="float32", name="last"),
+        ]
+    )
+
+
 class UnusedWeight(OwnStep):
     """Built in its first step, passes no loss to `scale_loss`, leaves one variable out."""
 
@@ -230,6 +241,10 @@ def run() -> dict[Any, dict[str, Any]]:
     results["overflow", "one"] = on_one_device(build, (images, labels))
     for how in ("recorded", "hook", "stock"):
         results["overflow", how] = on_two_devices(build, (images, labels), how)
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    build = compiler(make_convolution, "sgd", {})
+    results["bfloat16", "recorded"] = on_two_devices(build, data, "recorded")
     return results
 
 

@@ -25,9 +25,11 @@ def summands_in_bfloat16(gradient: Any) -> int:
         gradient: Raw, of one variable, while a training step is traced; None or eager too.
 
     Returns:
-        Positions of one example over which it sums, at least 1; an axis of unknown size
-        counts as 1. 0 where no such sum is found.
+        Positions of one example over which it sums, of all calls of the layer together; an
+        axis of unknown size counts as 1. 0 where no such sum is found: also in a loop, such
+        as that of a recurrent layer, or in a function with a graph of its own.
     """
+    summands = 0
     pending, seen = [gradient], set()
     while pending:
         tensor = pending.pop()
@@ -39,15 +41,18 @@ def summands_in_bfloat16(gradient: Any) -> int:
             continue
         seen.add(operation.name)
         if operation.type == "BiasAddGrad" and tensor.dtype == tf.bfloat16:
-            return _positions(operation) if _loses_digits(operation.device) else 0
-        if operation.type in _HANDING_ON:
-            size = tensor.shape.num_elements()
-            pending += [each for each in operation.inputs if each.shape.num_elements() == size]
-    return 0
+            summands += _positions(operation) if _loses_digits(operation.device) else 0
+        elif operation.type in _HANDING_ON:
+            sizes = (tensor.shape.num_elements(), None)
+            pending += [each for each in operation.inputs if each.shape.num_elements() in sizes]
+    return summands
 
 
 def _positions(operation: tf.Operation) -> int:
-    sizes = operation.inputs[0].shape.as_list()[1:]
+    shape = operation.inputs[0].shape
+    if shape.rank is None:
+        return 1
+    sizes = shape.as_list()[1:]
     # Channels are no summands.
     sizes.pop(0 if operation.get_attr("data_format") == b"NCHW" else -1)
     return prod(size or 1 for size in sizes)

@@ -21,7 +21,7 @@ from trainer.gradient_hook import StepHook, clipping_of
 from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, first_to_last_ratio
 from trainer.log_frames import LogWindow
 from trainer.recorded_steps import ACTIVATIONS, RecordedSteps
-from trainer.window_buffer import WindowBuffer, describe
+from trainer.window_buffer import WindowBuffer, batch_norms_of, describe
 
 
 class GradientRecorder(keras.callbacks.Callback):
@@ -251,6 +251,7 @@ class GradientRecorder(keras.callbacks.Callback):
                 activation_images=self._images_looked_at(),
                 outputs=() if hook is None else hook.output_paths,
                 order=() if hook is None else hook.order_of(self._buffer.weights),
+                batch_norms=batch_norms_of(self.model, self._buffer.weights),
                 probe_images=0 if self._probe is None else self._probe.num_images,
                 frozen=tuple(
                     describe(variable)

@@ -29,7 +29,8 @@ class Conv2D(keras.layers.Conv2D):
     bfloat16 fast, training takes the gradient of a wide kernel by short rows from
     `kernel_gradient`.
 
-    On a CPU the gradient of a bias in bfloat16 is right, which Keras' is not, see `bias`.
+    On a CPU the gradient of a bias in bfloat16 is right where the layer is called with
+    `training=True`, as `fit` does; Keras' is not, see `bias`.
 
     It has the name of Keras' class, too: a `.keras` file calls the weights of a block's layers
     after their classes.

@@ -105,7 +105,7 @@ class StepHook:
         self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable] | None = None
     ) -> None:
         """Reduce, let the optimizer unscale, clip and update, and record."""
-        grads = list(grads)
+        grads = own = list(grads)
         variables = list(trainable_variables or self._optimizer._trainable_variables)
         loss = self._of_replica.__dict__.pop("loss", None)
         replicas = tf.distribute.get_replica_context()
@@ -119,12 +119,13 @@ class StepHook:
             if self._buffer is None:
                 self._apply(grads, variables)
             else:
-                self._apply_and_record(self._buffer, grads, variables, loss, replica_norm)
+                self._apply_and_record(self._buffer, grads, own, variables, loss, replica_norm)
 
     def _apply_and_record(
         self,
         buffer: WindowBuffer,
         grads: list[Any],
+        own: list[Any],
         variables: list[keras.Variable],
         loss: tf.Tensor | None,
         replica_norm: tf.Tensor | None,
@@ -139,7 +140,9 @@ class StepHook:
         # A train step may train some of the variables, in its own order.
         grad_of = dict(zip(map(id, variables), grads, strict=True))
         grads_of_weights = [grad_of.get(id(weight)) for weight in buffer.weights]
-        buffer.note_trace(grads_of_weights, loss is not None)
+        # As the replica has them: where they are summed, what they were made by is out of sight.
+        own_of = dict(zip(map(id, variables), own, strict=True))
+        buffer.note_trace([own_of.get(id(weight)) for weight in buffer.weights], loss is not None)
         # Taken now: all three change in `apply`.
         scale = _loss_scale(optimizer)
         learning_rate = tf.cast(tf.convert_to_tensor(inner.learning_rate), tf.float32)

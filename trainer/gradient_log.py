@@ -93,6 +93,7 @@ class LogHeader:
         outputs: Those of `activations` whose own activation makes what the model returns.
         order: Indices of the variables in the order in which the forward pass uses them;
             empty if that is not known.
+        batch_norms: Indices of the scales and offsets of batch normalizations.
     """
 
     variables: tuple[VariableInfo, ...]
@@ -109,6 +110,7 @@ class LogHeader:
     frozen: tuple[VariableInfo, ...] = ()
     outputs: tuple[str, ...] = ()
     order: tuple[int, ...] = ()
+    batch_norms: tuple[int, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -308,7 +310,7 @@ def _read_header(path: Path) -> tuple[LogHeader, int]:
             values[name] = tuple(
                 VariableInfo(**{**v, "shape": tuple(v["shape"])}) for v in described
             )
-        for name in ("activations", "outputs", "order"):
+        for name in ("activations", "outputs", "order", "batch_norms"):
             values[name] = tuple(values.get(name, ()))
         return LogHeader(**values), version
     except FileNotFoundError:

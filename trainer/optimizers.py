@@ -53,7 +53,9 @@ class ConvMuon(keras.optimizers.Muon):
         # An orthogonalized matrix has the norm of the root of its smaller side.
         norm = variable.shape[-1] ** 0.5
         update *= norm / min(update.shape) ** 0.5
-        kernel = variable * (norm / ops.norm(ops.reshape(variable, (-1,))))
+        # A kernel of zeros has no direction yet: its first step gives it one.
+        length = ops.maximum(ops.norm(ops.reshape(variable, (-1,))), 1e-30)
+        kernel = variable * (norm / length)
         self.assign(variable, kernel - ops.reshape(update, variable.shape))
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:

@@ -206,6 +206,17 @@ def describe(variable: keras.Variable) -> VariableInfo:
     return VariableInfo(variable.path, shape, l1=l1, l2=l2, alike=alike)
 
 
+def batch_norms_of(model: keras.Model, variables: Sequence[keras.Variable]) -> tuple[int, ...]:
+    """Return the indices of those variables that belong to batch normalizations of a model."""
+    theirs = {
+        id(weight)
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for weight in layer.weights
+    }
+    return tuple(index for index, each in enumerate(variables) if id(each) in theirs)
+
+
 def _are_alike(values: np.ndarray) -> bool:
     """Whether all slices along the last axis are equal, and not zero."""
     first = values[..., :1]
