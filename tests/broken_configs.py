@@ -706,6 +706,18 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         base=MODEL + ("optimizer:\n  kind: adam\n  clipnorm: 1\n"),
     ),
     BrokenConfig(
+        name="a residual stage with strides and pooling",
+        text=(
+            "model:\n  stages:\n    - {filters: 8, blocks: 1}\n"
+            "    - {filters: 8, blocks: 1, strides: 2, pool_size: 2}\n"
+        ),
+        message=(
+            "broken.yaml:4: model.stages[1].pool_size: must be 1 in a residual stage with strides: "
+            "pooling and strides round sizes differently, one after the other and the other way "
+            "round. Received: 2, strides=2"
+        ),
+    ),
+    BrokenConfig(
         name="a base that extends the file",
         text=("seed: 1\nextends: base.yaml\n"),
         message=(

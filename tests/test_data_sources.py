@@ -83,6 +83,7 @@ def test_a_split_tells_its_counts_and_its_image_shape() -> None:
     [
         ({"images": [[[[0]]]]}, "images as a NumPy array. Received: list"),
         ({"labels": [0, 1, 1, 0]}, "labels as a NumPy array. Received: list"),
+        ({"class_names": None}, "names as strings. Received: None"),
         ({"class_names": (0, 1)}, r"names as strings. Received: \(0, 1\)"),
         ({"images": np.zeros((4, 2, 3), np.uint8)}, r"images.shape=\(4, 2, 3\)"),
         ({"images": np.zeros((0, 2, 3, 1), np.uint8)}, r"images.shape=\(0, 2, 3, 1\)"),

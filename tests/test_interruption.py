@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +42,22 @@ def train_with_signals(folder: Path, *, epochs: int, signals: int) -> RunDir:
 def test_two_signals_at_once_are_one_request_and_save_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InterruptedRun, match=f"after step {STEPS_PER_EPOCH}"):
         train_with_signals(tmp_path, epochs=2, signals=2)
+
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step == STEPS_PER_EPOCH
+
+
+def test_a_signal_saves_a_checkpoint_where_nobody_reads_standard_error_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `2>&1 | tee`, which a Ctrl-C ends first."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    # Unbuffered: nothing is left to fail when it is closed.
+    stderr = io.TextIOWrapper(os.fdopen(writer, "wb", 0), write_through=True)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRun):
+        patch.setattr(sys, "stderr", stderr)
+        train_with_signals(tmp_path, epochs=2, signals=1)
+    stderr.close()
 
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step == STEPS_PER_EPOCH
 

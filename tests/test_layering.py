@@ -50,7 +50,7 @@ FLOORS = (
     {"gradient_hook"},
     {"models", "model_summary", "optimizers", "callbacks", "checkpoint"},
     {"recovery"},
-    {"fitting", "evaluate", "doctor_checks", "diagnose_model"},
+    {"fitting", "evaluate", "doctor_checks", "diagnose_model", "run_data"},
     {"train", "export", "doctor"},
     {"classifiers", "xray", "search"},
     {"predict"},

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from tiny import run_trainer
 
+from trainer.classifiers import open_classifier
+from trainer.config import load_config
 from trainer.config.schema import DataConfig
 from trainer.data.sources import Part, Split, load_split
-from trainer.errors import DataError
+from trainer.errors import DataError, ExportError, ModelFileError
+from trainer.export.exporting import export
+from trainer.train import train
 
 ROOT = Path(__file__).parents[1]
 MODEL = """\
@@ -66,6 +70,32 @@ def test_the_file_gets_the_config_the_part_and_the_seed(tmp_path: Path) -> None:
     split = load_split(DataConfig(source=str(path), train_size=9), "test", 5)
     assert split.origin == "9 test 5"
     np.testing.assert_array_equal(split.labels, [0, 1])
+
+
+def test_the_file_may_hold_a_dataclass_and_be_in_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Own:\n"
+        "    size: int = 3\n" + shipped_example()
+    )
+    assert load(Path("~/mine.py")).num_images == 200
+
+
+def test_images_of_one_channel_are_trained_on_and_say_that_files_are_read_as_rgb(
+    tmp_path: Path,
+) -> None:
+    source, config = tmp_path / "grey.py", tmp_path / "grey.yaml"
+    source.write_text(shipped_example().replace("16, 16, 3", "16, 16, 1"))
+    config.write_text(f"data: {{source: {source}}}\n" + MODEL)
+    run = train(load_config(config), runs_dir=tmp_path, command=["trainer"])
+    for verb, error in ((open_classifier, ModelFileError), (export, ExportError)):
+        with pytest.raises(error, match="RGB, and this model takes images of 1 channels"):
+            verb(run if verb is export else run.path)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

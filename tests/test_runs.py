@@ -13,6 +13,7 @@ from tiny import run_trainer, write_tiny_config
 
 from trainer.config import dump_config, load_config
 from trainer.errors import RunDirectoryError
+from trainer.live import add_event
 from trainer.run_dir import RunDir, write_history, write_json
 from trainer.runs import find_runs, format_runs
 
@@ -53,11 +54,24 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
     alive = make_run(tmp_path / "runs", "alive", "running", 1)
     assert json.loads(alive.status.read_text())["pid"] == os.getpid()
 
+    # The number of a process that ended, which another has now.
+    reused = make_run(tmp_path / "runs", "reused", "running", 1)
+    write_json(reused.status, {**json.loads(reused.status.read_text()), "process": "boot:1"})
+
     states = {
         found.path.name.split("-")[0]: found.state for found in find_runs([tmp_path / "runs"])
     }
 
-    assert states == {"dead": "killed", "alive": "running"}
+    expected = {"dead": "killed", "alive": "running", "reused": "killed"}
+    assert states == expected
+
+
+def test_an_error_that_was_recovered_from_is_no_longer_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "mended", "running", 1)
+    add_event(run, 20, "found", rule="diverging", severity="error")
+    assert find_runs([tmp_path / "runs"])[0].health == "diverging"
+    add_event(run, 10, "recovered", reason="diverging", learning_rate_factor=0.3)
+    assert find_runs([tmp_path / "runs"])[0].health is None
 
 
 def test_a_damaged_run_is_listed_with_what_is_left_of_it(tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ def _open_run(run: RunDir) -> Classifier:
         raise RunDirectoryError(
             f"{run.data}: this artifact is damaged (no class_names or no image_shape)"
         )
+    if facts["image_shape"][-1] != 3:
+        raise ModelFileError(
+            f"{run.path}: files are read as RGB, and this model takes images of "
+            f"{facts['image_shape'][-1]} channels"
+        )
     model = load_run_model(run)
     views = load_config(run.config).evaluation.views
     height, width, _ = facts["image_shape"]

@@ -109,6 +109,12 @@ def evaluate(run: RunDir) -> Evaluation:
             "the test set must have the classes that the run was trained on. "
             f"Received: {', '.join(split.class_names)}; trained on {', '.join(names)}"
         )
+    shape = read_json(run.data).get("image_shape")
+    if list(split.image_shape) != shape:
+        raise DataError(
+            "the test images must have the shape that the run was trained on. "
+            f"Received: {list(split.image_shape)}; trained on {shape}"
+        )
     logits, single = predict_logits(
         model, split.images, config.fit.batch_size, config.evaluation.views
     )

@@ -331,9 +331,9 @@ def _signals() -> Iterator[Interruption]:
                     signal.signal(each, previous[each])
                 signal.raise_signal(number)
             return
-        say(f"{signal.Signals(number).name}: saving a checkpoint (once more to stop at once)")
         interruption.signal = number
         noted = time.monotonic()
+        say(f"{signal.Signals(number).name}: saving a checkpoint (once more to stop at once)")
 
     for number in numbers:
         signal.signal(number, handle)

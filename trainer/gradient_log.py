@@ -156,8 +156,14 @@ class GradientLogWriter:
     def append(self, window: LogWindow) -> None:
         """Write one window."""
         # One write and no open handle in between: a kill leaves at most one torn frame.
-        with open(self._path, "ab") as file:
-            file.write(window.encode())
+        try:
+            with open(self._path, "ab") as file:
+                file.write(window.encode())
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self._path}: cannot be written ({error.strerror or error}); the windows before "
+                "can be read"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,13 @@ class RunDir:
         """Write `status.json`."""
         write_json(
             self.status,
-            {"state": state, "pid": os.getpid(), "time": time.strftime("%FT%T%z"), **details},
+            {
+                "state": state,
+                "pid": os.getpid(),
+                "process": process_id(os.getpid()),
+                "time": time.strftime("%FT%T%z"),
+                **details,
+            },
         )
 
     def read_status(self) -> dict[str, Any]:
@@ -161,9 +167,27 @@ class RunDir:
             RunDirectoryError: If it is missing or damaged.
         """
         status = read_json(self.status)
-        if status.get("state") == "running" and not is_alive(int(status.get("pid", 0))):
+        pid = int(status.get("pid", 0))
+        # After a reboot, or in the next container, the number may be another process'.
+        is_same = status.get("process") in (None, process_id(pid))
+        if status.get("state") == "running" and not (is_alive(pid) and is_same):
             status["state"] = "killed"
         return status
+
+
+def process_id(pid: int) -> str | None:
+    """Return what tells a process from others of the same number; None if nothing does.
+
+    That is the boot of the machine and the time since then at which the process began, on
+    Linux.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name of the program, in brackets, may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return f"{boot}:{fields[19]}"
+    except (OSError, IndexError):
+        return None
 
 
 def is_alive(pid: int) -> bool:

@@ -83,7 +83,9 @@ def _health(run: RunDir) -> str | None:
     open_errors: dict[str, bool] = {}
     with suppress(RunDirectoryError):
         for event in read_json(run.health).get("events", ()):
-            if event.get("event") == "gone":
+            if event.get("event") == "recovered":
+                open_errors.clear()
+            elif event.get("event") == "gone":
                 open_errors.pop(str(event.get("rule")), None)
             elif event.get("severity") == "error":
                 open_errors[str(event.get("rule"))] = True

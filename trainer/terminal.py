@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def say(message: str = "") -> None:
-    """Print a line for people."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a line for people, if anybody still reads it: a Ctrl-C ends `| tee`, too."""
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def stdout_width() -> int | None:

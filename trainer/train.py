@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from trainer.checkpoint import list_checkpoints, restore_latest
 from trainer.config import Config, dump_config, load_config
+from trainer.config.checks import uses_up
 from trainer.config.model_schema import WhiteningStem
-from trainer.data.facts import Duplicates, SplitFacts, image_digests
 from trainer.data.pipeline import steps_per_epoch
 from trainer.data.sources import Split
 from trainer.data.splits import TrainingData, load_training_data
@@ -31,7 +29,15 @@ from trainer.fitting import Fitting, Supervision
 from trainer.models import build_model
 from trainer.optimizers import build_optimizer
 from trainer.pixels import PixelScaling, whitening_kernel
-from trainer.run_dir import RunDir, write_atomically, write_json, write_text
+from trainer.run_data import keep_data_facts
+from trainer.run_dir import (
+    RunDir,
+    State,
+    read_history,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from trainer.runtime import Runtime, describe_environment, set_up
 from trainer.schedules import build_schedule
 from trainer.terminal import say
@@ -142,15 +148,10 @@ def _run(
     is_resumed: bool,
     supervision: Supervision | None = None,
 ) -> None:
-    write_json(run.environment, describe_environment(runtime, command, config.seed))
-    _write_data_facts(run, config, data)
     epoch_steps = steps_per_epoch(data.train.num_images, config.fit.batch_size)
-    if epoch_steps % config.runtime.steps_per_execution:
-        raise ConfigError(
-            "runtime.steps_per_execution must divide the steps of an epoch, or the last "
-            f"execution would run into the next one. Received: steps_per_execution="
-            f"{config.runtime.steps_per_execution}, {epoch_steps} steps an epoch"
-        )
+    keep_data_facts(run, config, data, is_resumed)
+    _check(config, run, data, runtime, epoch_steps, is_resumed)
+    write_json(run.environment, describe_environment(runtime, command, config.seed))
     with runtime.scope():
         model = build_compiled(config, data.train, runtime, epoch_steps)
     num_parameters = sum(math.prod(v.shape) for v in model.trainable_variables)
@@ -165,34 +166,46 @@ def _run(
         say(f"resumed from step {first_step}")
     fitting = Fitting(config, run, data, model, epoch_steps, supervision)
     fitting.fit_from(first_step)
+    # As `fit` does at its end, and again where there was no step left to take: what a
+    # checkpoint restores are the weights that train, and not their average.
+    model.optimizer.finalize_variable_values(model.trainable_variables)
     write_atomically(run.model, model.save)
 
 
-def _write_data_facts(run: RunDir, config: Config, data: TrainingData) -> None:
-    train, validation = data.train, data.validation
-    digests = image_digests(train.images)
-    in_validation = None if validation is None else image_digests(validation.images)
-    sorted_digests = np.sort(digests)
-    write_atomically(run.train_digests, lambda path: np.save(path, sorted_digests))
-    write_json(
-        run.data,
-        {
-            "source": config.data.source,
-            "origin": train.origin,
-            "synthetic": train.synthetic,
-            "class_names": list(train.class_names),
-            "image_shape": list(train.image_shape),
-            "num_train": train.num_images,
-            "num_validation": 0 if validation is None else validation.num_images,
-            "label_noise": config.data.label_noise,
-            "num_wrong_labels": data.num_wrong_labels,
-            "splits": {
-                "train": asdict(SplitFacts.of(train)),
-                "validation": None if validation is None else asdict(SplitFacts.of(validation)),
-            },
-            "duplicates": asdict(Duplicates.of(digests, train.labels, in_validation)),
-        },
-    )
+def _check(
+    config: Config,
+    run: RunDir,
+    data: TrainingData,
+    runtime: Runtime,
+    epoch_steps: int,
+    is_resumed: bool,
+) -> None:
+    """Find what only the data, the devices and the run so far tell, before a step is taken."""
+    batch_size, replicas = config.fit.batch_size, runtime.num_replicas
+    if epoch_steps % config.runtime.steps_per_execution:
+        raise ConfigError(
+            "runtime.steps_per_execution must divide the steps of an epoch, or the last "
+            f"execution would run into the next one. Received: steps_per_execution="
+            f"{config.runtime.steps_per_execution}, {epoch_steps} steps an epoch"
+        )
+    if batch_size % replicas:
+        raise ConfigError(
+            "fit.batch_size must be a multiple of the number of devices, or images of one count "
+            f"more than those of another. Received: {batch_size} over {replicas} devices"
+        )
+    side = min(data.train.image_shape[:2])
+    if uses_up(config.model, side):
+        raise ConfigError(
+            "model.stages: stem and stages together must not down-sample by more than the image "
+            f"has pixels. Received: {config.model.total_strides} of {side} pixels"
+        )
+    rows = read_history(run.history) if is_resumed and run.history.exists() else []
+    if rows and int(rows[0]["step"]) != epoch_steps:
+        raise RunDirectoryError(
+            f"{run.path}: a run goes on only with epochs of as many steps as it began with. "
+            f"Received: {epoch_steps} steps, before {rows[0]['step']:.0f}; has fit.batch_size "
+            f"of {run.config} changed?"
+        )
 
 
 def build_compiled(config: Config, split: Split, runtime: Runtime, epoch_steps: int) -> keras.Model:
@@ -244,16 +257,22 @@ def _status(run: RunDir) -> Iterator[None]:
     def seconds() -> float:
         return round(time.perf_counter() - started, 2)
 
+    def end(state: State, reason: str) -> None:
+        # On a full disk it is the error itself that has to be told.
+        with suppress(RunDirectoryError):
+            run.write_status(state, reason=reason, seconds=seconds())
+
     try:
         yield
     except (InterruptedRun, StoppedEarly, KeyboardInterrupt) as error:
-        reason = str(error) or "interrupted before the first step"
-        run.write_status("interrupted", reason=reason, seconds=seconds())
+        saved = [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints)]
+        where = f"the newest checkpoint is of step {saved[-1]}" if saved else "no checkpoint yet"
+        end("interrupted", str(error) or f"interrupted; {where}")
         raise
     except TrainerError as error:
-        run.write_status("failed", reason=str(error), seconds=seconds())
+        end("failed", str(error))
         raise
     except BaseException as error:
-        run.write_status("failed", reason=f"{type(error).__name__}: {error}", seconds=seconds())
+        end("failed", f"{type(error).__name__}: {error}")
         raise
     run.write_status("done", seconds=seconds())

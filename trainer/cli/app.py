@@ -12,6 +12,7 @@ import typer
 
 from trainer.errors import TrainerError
 from trainer.run_dir import json_safe
+from trainer.terminal import say
 
 app = typer.Typer(
     name="trainer",
@@ -39,7 +40,7 @@ def main() -> None:
     except TrainerError as error:
         if "--json" in sys.argv:
             print_json({"error": str(error), "exit_code": error.exit_code})
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == 130:

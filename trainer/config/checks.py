@@ -45,7 +45,7 @@ def _num_devices(config: Config) -> int:
     return max(config.runtime.logical_cpus, devices if isinstance(devices, int) else 1)
 
 
-def _uses_up(model: ModelSpec, side: int) -> bool:
+def uses_up(model: ModelSpec, side: int) -> bool:
     """Whether down-sampling leaves nothing of so many pixels."""
     return model.total_strides > side or model.output_side(side) < 1
 
@@ -53,7 +53,7 @@ def _uses_up(model: ModelSpec, side: int) -> bool:
 def strides_fit_the_image(config: Config) -> Problems:
     """Down-sampling ends at one pixel."""
     size, strides = _image_size(config), config.model.total_strides
-    if size and _uses_up(config.model, min(size)):
+    if size and uses_up(config.model, min(size)):
         yield (
             ("model", "stages"),
             (
@@ -94,7 +94,7 @@ def early_crops_fit_the_image(config: Config) -> Problems:
     if crops is None:
         return
     # What the whole image has too few pixels for is another check's problem.
-    is_too_small = _uses_up(config.model, crops.size)
+    is_too_small = uses_up(config.model, crops.size)
     if size is not None and crops.size >= min(size):
         yield (
             ("data", "early_crops", "size"),
@@ -103,7 +103,7 @@ def early_crops_fit_the_image(config: Config) -> Problems:
                 f"Received: size={crops.size}, an image of {size[0]}x{size[1]} pixels"
             ),
         )
-    elif is_too_small and not (size and _uses_up(config.model, min(size))):
+    elif is_too_small and not (size and uses_up(config.model, min(size))):
         yield (
             ("data", "early_crops", "size"),
             (
@@ -181,6 +181,22 @@ def batch_fits_the_data(config: Config) -> Problems:
                 f"Received: {batch_size} of {images} images"
             ),
         )
+
+
+def residual_stages_shrink_one_way(config: Config) -> Problems:
+    """Branch and shortcut of a block end at one size, whichever the image's is."""
+    if config.model.block.kind != "residual":
+        return
+    for index, stage in enumerate(config.model.stages):
+        if stage.strides > 1 and stage.pool_size > 1:
+            yield (
+                ("model", "stages", index, "pool_size"),
+                (
+                    "must be 1 in a residual stage with strides: pooling and strides round sizes "
+                    "differently, one after the other and the other way round. Received: "
+                    f"{stage.pool_size}, strides={stage.strides}"
+                ),
+            )
 
 
 def batch_divides_over_devices(config: Config) -> Problems:
@@ -286,6 +302,7 @@ CHECKS: tuple[Callable[[Config], Problems], ...] = (
     shapes_hold_every_class,
     validation_holds_every_class,
     batch_fits_the_data,
+    residual_stages_shrink_one_way,
     batch_divides_over_devices,
     warmup_fits_the_run,
     boundaries_fit_the_run,

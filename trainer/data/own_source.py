@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def load_own(data: DataConfig, part: str, seed: int) -> Any:
     Raises:
         DataError: If the file is missing, has no such function, or fails.
     """
-    path = Path(data.source)
+    path = Path(data.source).expanduser()
     if not path.is_file():
         raise DataError(f"data.source: {path}: no such file")
     load = _attempt(path, lambda: _function(path))
@@ -43,6 +44,8 @@ def _function(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"data_source_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # Of a file that ends in .py.
     module = importlib.util.module_from_spec(spec)
+    # A dataclass looks its module up, and so does a pool of processes.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return getattr(module, "load", None)
 

@@ -156,7 +156,8 @@ def _check_arrays(split: Split, source: str) -> None:
 
 def _check_classes(split: Split, source: str, part: Part) -> None:
     names = split.class_names
-    if not all(isinstance(name, str) for name in names):
+    is_row = isinstance(names, tuple | list)
+    if not is_row or not all(isinstance(name, str) for name in names):
         raise DataError(f"source {source} must return class names as strings. Received: {names!r}")
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(

@@ -82,6 +82,11 @@ def export(
     config = load_config(run.config)
     data, environment = read_json(run.data), read_json(run.environment)
     class_names: list[str] = data["class_names"]
+    if data["image_shape"][-1] != 3:
+        raise ExportError(
+            f"{run.path}: what is exported reads files as RGB, and this model takes images of "
+            f"{data['image_shape'][-1]} channels"
+        )
     model = load_run_model(run)
     say("asking the trained model")
     sets, calibration = _proof_sets(config, model, class_names)
