@@ -10,6 +10,7 @@ from PIL import Image
 
 from trainer.config.schema import DataConfig
 from trainer.data.sources import Split, load_split
+from trainer.errors import DataError
 
 
 def save(image: Image.Image | np.ndarray, *path: Path | str, **options: object) -> None:
@@ -56,6 +57,14 @@ def test_loading_train_opens_nothing_of_test(tmp_path: Path) -> None:
         save(plain(1), tmp_path, name)
     (tmp_path / "test/a/1.png").write_bytes(b"damaged")
     assert load(tmp_path, "train").num_images == 2
+
+
+def test_a_link_to_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/b/1.png"):
+        save(plain(1), tmp_path, name)
+    (tmp_path / "train/b/2.png").symlink_to("gone.png")
+    with pytest.raises(DataError, match=r"b/2.png is a link to a file that does not exist"):
+        load(tmp_path, "train")
 
 
 def test_test_labels_are_those_of_train(tmp_path: Path) -> None:

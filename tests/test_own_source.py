@@ -52,6 +52,9 @@ def test_the_example_of_the_readme_is_trained_on_and_evaluated_by_the_commands(
     run = Path(json.loads(trained.stdout)["run"])
     data = json.loads((run / "data.json").read_text())
     assert (data["source"], data["class_names"]) == ("stripes.py", ["across", "down"])
+    described = run_trainer("model", "mine.yaml")
+    assert described.returncode == 0, described.stderr
+    assert "16x16x4" in described.stdout
     evaluated = run_trainer("evaluate", run, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["num_images"] == load(Path("stripes.py"), "test").num_images

@@ -45,7 +45,8 @@ class Supervision:
         end_epoch: Up to which one it trains; the schedule is that of all `fit.epochs`.
         on_epoch_end: Gets the rows of the history after each epoch; what it raises ends the
             training, and `StoppedEarly` does so with a checkpoint.
-        on_finding: Gets what the live diagnosis finds; the same.
+        on_finding: Gets what the live diagnosis finds; what it raises ends the training as it is,
+            for no one goes on from there.
     """
 
     end_epoch: int

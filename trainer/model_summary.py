@@ -10,6 +10,8 @@ from pathlib import Path
 import keras
 
 from trainer.config.schema import DataConfig
+from trainer.data.own_source import ENDING
+from trainer.data.sources import load_split
 from trainer.errors import DataError
 from trainer.layers import PlainBlock, Shape
 
@@ -73,13 +75,16 @@ def _multiply_adds(layer: keras.layers.Layer, output_shape: Shape) -> int:
 
 
 def expected_shape(data: DataConfig) -> tuple[tuple[int, int, int], int]:
-    """Return the image shape and the number of classes without reading any image.
+    """Return the image shape and the number of classes, without reading any image if it can be.
 
     Raises:
         DataError: If only the data could tell.
     """
     if data.source in ("cifar10", "shapes"):
         return (32, 32, 3), 10
+    if data.source.endswith(ENDING):
+        split = load_split(data, "train", seed=0)
+        return split.image_shape, split.num_classes
     folder = Path(data.path or "") / "train"
     if data.source == "directory" and data.image_size and folder.is_dir():
         num_classes = sum(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())

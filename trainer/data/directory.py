@@ -139,6 +139,10 @@ def read_image(path: Path, image_size: tuple[int, int], content: bytes | None = 
         with Image.open(path if content is None else BytesIO(content), formats=_FORMATS) as file:
             image = _as_rgb(ImageOps.exif_transpose(file))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is a link to a file that does not exist. Delete or replace it"
+        ) from error
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path} must be an image, but it is none of {', '.join(_FORMATS)} "
