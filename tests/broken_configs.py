@@ -666,6 +666,16 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         ),
     ),
     BrokenConfig(
+        name="hyperband over the epochs that it chooses itself",
+        text=MODEL
+        + ("search:\n  algorithm: hyperband\n  space:\n    fit.epochs: {choice: [5, 10]}\n"),
+        message=(
+            "broken.yaml:5: search.space.fit.epochs: hyperband decides itself for how many epochs "
+            "a trial trains, up to fit.epochs. Leave fit.epochs out of the space, or choose "
+            "another algorithm"
+        ),
+    ),
+    BrokenConfig(
         name="everything at once",
         text=(
             "seed: -1\n"

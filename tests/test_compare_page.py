@@ -26,6 +26,7 @@ from trainer.compare import write_comparison
 from trainer.compare.curves import curves_figure
 from trainer.compare.overlay import STYLES
 from trainer.pages.drawing import draw
+from trainer.run_dir import read_json, write_json
 
 
 @pytest.fixture
@@ -242,3 +243,17 @@ def test_a_picture_shows_the_values_of_the_plot_of_the_page(make: Make) -> None:
         assert trace["y"] in drawn
     [validation] = [each for each in canvas.axes if each.get_ylabel() == "validation accuracy"]
     assert validation.get_ylim()[0] < 0.3 < 0.4 < validation.get_ylim()[1]
+
+
+def test_of_two_findings_of_a_rule_the_graver_one_is_shown(make: Make) -> None:
+    run = make("a", PLAIN)
+    known = read_json(run / "data.json")
+    splits = {"train": {"num_images": 160}, "validation": {"num_images": 40}}
+    duplicates = {"validation_in_train": 20, "within_train": 80}
+    write_json(run / "data.json", {**known, "splits": splits, "duplicates": duplicates})
+
+    _, page = compared(run, make("b", RESIDUAL))
+
+    assert "20 validation images (50.00%) are training images too" in page.words
+    _, _, table = page.words.partition("what it says of the first that has it")
+    assert "data_duplicateswarning" in table

@@ -17,6 +17,7 @@ from tiny import environment, run_trainer, trainer_command
 from tiny_searches import wait_for, write_search
 
 from trainer.config import load_config
+from trainer.diagnosis import Finding
 from trainer.diagnosis.evidence import Evidence
 from trainer.errors import (
     DataError,
@@ -24,7 +25,8 @@ from trainer.errors import (
     RunDirectoryError,
     SearchError,
 )
-from trainer.run_dir import read_history
+from trainer.fitting import Supervision
+from trainer.run_dir import RunDir, read_history, write_history
 from trainer.search import trial as trial_module
 from trainer.search.directory import locked
 from trainer.search.results import Results
@@ -187,6 +189,62 @@ def test_what_every_trial_would_meet_ends_the_search_and_counts_for_no_trial(
     assert caught.value.exit_code == 2
     trials = read_trials(tmp_path / "search")
     assert [trial.outcome for trial in trials] == [None]
+
+
+@pytest.mark.parametrize("error", [DataError("no images"), OSError(28, "No space left")])
+def test_a_trial_is_not_given_up_for_what_every_trial_would_meet(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_module, "train_under", failing(error))
+
+    for _ in range(trial_module.MOST_ATTEMPTS + 2):
+        with pytest.raises((DataError, RunDirectoryError)):
+            run_search(tmp_path, resume=(tmp_path / "search").exists())
+
+    trials = read_trials(tmp_path / "search")
+    assert [(trial.outcome, trial.attempts) for trial in trials] == [(None, 0)]
+
+
+def test_what_has_ended_before_such_an_error_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_one(supervision: Supervision, run: RunDir, *arguments: Any, **more: Any) -> None:
+        if read_trials(tmp_path / "search")[1:]:
+            raise DataError("no images")
+        write_history(run.history, [{"epoch": 0.0, "val_accuracy": 0.5}])
+
+    monkeypatch.setattr(trial_module, "train_under", train_one)
+
+    with pytest.raises(DataError, match="no images"):
+        run_search(tmp_path)
+
+    assert load_config(tmp_path / "search" / "best.yaml").optimizer.learning_rate == 3e-3
+    assert "0.003" in (tmp_path / "search" / "trials.csv").read_text()
+
+
+def test_a_search_whose_trials_all_stop_before_an_epoch_has_no_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(supervision: Supervision, *arguments: Any, **more: Any) -> None:
+        supervision.on_finding(Finding("vanishing", "error", "the gradients vanish"))
+
+    monkeypatch.setattr(trial_module, "train_under", stop)
+
+    with pytest.raises(FruitlessSearchError, match="no trial has a score of its own: vanishing"):
+        run_search(tmp_path)
+
+    causes = {t.outcome.cause for t in read_trials(tmp_path / "search") if t.outcome}
+    assert causes == {"vanishing"}
+    assert not (tmp_path / "search" / "best.yaml").exists()
+
+
+def test_an_objective_that_no_trial_has_ends_the_search_after_one(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match=r"test_accuracy is no column(.|\n)*val_accuracy") as e:
+        run_search(tmp_path, "objective: test_accuracy", space=TWO)
+
+    assert e.value.exit_code == 2
+    trials = read_trials(tmp_path / "search")
+    assert [(trial.outcome, trial.attempts) for trial in trials] == [(None, 0)]
 
 
 def test_a_trial_whose_process_always_dies_is_given_up(

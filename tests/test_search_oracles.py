@@ -7,15 +7,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_searches import GRID, SPACE, FakeTrials, Killed, load_search
 
-from trainer.config import Config
+from trainer.config import Config, load_config
 from trainer.search.directory import SearchDir
 from trainer.search.oracles import open_oracle
-from trainer.search.trials import read_trials
+from trainer.search.pruning import worst_score
+from trainer.search.results import write_results
+from trainer.search.trial import TrialRequest
+from trainer.search.trials import Outcome, read_trials
 from trainer.search.worker import work
 
 ALGORITHMS = ("random", "grid", "bayesian", "hyperband")
@@ -185,3 +189,99 @@ def test_a_grid_has_a_point_for_every_worker_at_once(tmp_path: Path) -> None:
     assert [trial.status for trial in first] == ["RUNNING"] * 4
     points = [tuple(sorted(trial.hyperparameters.values.items())) for trial in first]
     assert len(set(points)) == 4
+
+
+def test_the_best_of_hyperband_is_the_best_of_those_that_trained_longest(tmp_path: Path) -> None:
+    config = search_of(tmp_path, "hyperband")
+    directory = SearchDir(tmp_path / "bands")
+    go_on(config, directory.path, FakeTrials(fall=0.1))
+
+    best = write_results(directory, config).best
+
+    trials = read_trials(directory.path)
+    longest = [t.outcome.score for t in trials if t.outcome and t.point.epochs == 3]
+    assert best is not None and best.outcome is not None
+    assert best.point.epochs == 3
+    assert best.outcome.score == max(longest)
+    rate = load_config(directory.best).optimizer.learning_rate
+    assert rate == best.point.values["optimizer.learning_rate"]
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [
+        "    fit.epochs: {choice: [1, 2]}\n",
+        "    model.stages[0].blocks: {int: [1, 2], also: [fit.epochs]}\n",
+    ],
+)
+def test_a_trial_trains_for_the_epochs_of_its_point(epochs: str, tmp_path: Path) -> None:
+    space = f"    optimizer.learning_rate: {{choice: [3e-3, 1e-2]}}\n{epochs}"
+    config = load_search(tmp_path, "algorithm: grid", space=space)
+
+    go_on(config, tmp_path / "search", FakeTrials(fall=-0.001))
+
+    trials = read_trials(tmp_path / "search")
+    assert sorted(t.point.epochs for t in trials) == [1, 1, 2, 2]
+    assert all(t.point.epochs in t.point.values.values() for t in trials)
+
+
+def test_hyperband_stops_at_max_trials(tmp_path: Path) -> None:
+    config = search_of(tmp_path, "hyperband", "max_trials: 4")
+
+    go_on(config, tmp_path / "bands", FakeTrials())
+
+    assert len(read_trials(tmp_path / "bands")) == 4
+
+
+@pytest.mark.parametrize("algorithm", ("random", "bayesian", "hyperband"))
+def test_a_trial_that_was_written_before_a_kill_and_is_in_no_queue_does_not_count(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = search_of(tmp_path, algorithm)
+    whole, trials = FakeTrials(), FakeTrials()
+    go_on(config, tmp_path / "whole", whole)
+    oracle = open_oracle(config, SearchDir(tmp_path / "killed"))
+    save = oracle.save
+
+    def save_or_die() -> None:
+        if len(oracle.start_order) == 3:
+            raise Killed
+        save()
+
+    monkeypatch.setattr(oracle, "save", save_or_die)
+    with pytest.raises(Killed):
+        work(oracle, config, tmp_path / "killed", "0", trials)
+    assert len(list((tmp_path / "killed/oracle").glob("trial_*/trial.json"))) == 3
+    go_on(config, tmp_path / "killed", trials)
+
+    assert len(trials.trained) == len(whole.trained)
+    if algorithm != "bayesian":
+        assert points(tmp_path / "killed") == points(tmp_path / "whole")
+
+
+def test_a_first_trial_that_fails_is_the_worst_and_does_not_blind_bayesian_search(
+    tmp_path: Path,
+) -> None:
+    space = "    optimizer.learning_rate: {log_uniform: [1e-4, 1e-1]}\n"
+    config = load_search(
+        tmp_path, "algorithm: bayesian", "objective: seconds", "max_trials: 6", space=space
+    )
+    assert config.search is not None
+    search = config.search
+    trials = FakeTrials()
+
+    def run(request: TrialRequest) -> Outcome:
+        outcome = trials(request)
+        if request.number == 0:
+            return replace(outcome, state="failed", score=worst_score(search, []))
+        return replace(outcome, score=100 * outcome.score)
+
+    oracle = open_oracle(config, SearchDir(tmp_path / "seconds"))
+    work(oracle, config, tmp_path / "seconds", "0", run)
+
+    seen = [trial.score for trial in oracle.trials.values()]
+    assert len(seen) == 6
+    assert seen[0] == max(seen)
+    _, modelled = oracle._vectorize_trials()  # type: ignore[attr-defined]
+    assert modelled[0] == max(seen[1:])
+    assert list(modelled[1:]) == seen[1:]

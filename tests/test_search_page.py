@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import sys
 import time
@@ -15,6 +16,7 @@ from tiny import run_trainer, write_tiny_config
 
 from trainer.pages.figures import compressed_plotly
 from trainer.search import results as results_module
+from trainer.search.display import one_line
 from trainer.search.page import verdict
 from trainer.search.results import Results, keep_page, write_page, write_results
 
@@ -134,6 +136,27 @@ def test_the_score_that_a_failed_trial_has_for_the_oracle_is_not_shown(made: Mad
     assert failed["y"][-1] < 0  # below the axis
     assert "failed: memory" in failed["text"]
     assert "val_accuracy" not in failed["text"]
+
+
+def test_a_trial_that_was_stopped_before_an_epoch_has_no_score_to_show(tmp_path: Path) -> None:
+    search = MadeSearch(tmp_path, "objective: val_loss")
+    search.add(SLOW, **{**PRUNED, "score": 0.2}, curve=())
+    assert verdict(search.results) == (
+        "No trial has a score of its own: of 1 trial, 1 stopped early (1 vanishing)."
+    )
+    search.add(ADAM, 0.7)
+
+    page = page_of(search)
+
+    assert "Trial 1 is the best: val_loss 0.7" in verdict(search.results)
+    (stopped,) = [line for line in lines_of(page) if line["line"]["dash"] == "dash"]
+    assert stopped["y"][-1] < 0  # below the axis
+    assert "pruned: vanishing" in stopped["text"] and "val_loss" not in stopped["text"]
+    keys = [a.get("data-key") for name, a in page.elements if name == "td"]
+    assert "0.7" in keys and "0.2" not in keys
+    assert "0.2000" not in one_line(search.results.trials[0], search.config)
+    with open(search.directory.results, newline="") as file:
+        assert [row["score"] for row in csv.DictReader(file)] == ["", "0.7"]
 
 
 def test_each_value_lies_on_its_own_scale(made: MadeSearch) -> None:

@@ -11,9 +11,11 @@ from tiny_searches import write_search
 
 from trainer.config import dump_config, load_config
 from trainer.config.search_space import at_point
+from trainer.errors import SearchError
 from trainer.run_dir import RunDir, read_json
-from trainer.search.directory import SearchDir
+from trainer.search.directory import SearchDir, begin
 from trainer.search.retraining import retrain_best
+from trainer.search.trials import Outcome, Point, folder_of, write_outcome, write_trial
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,18 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> SearchDir:
     config = load_config(write_search(folder), ["fit.epochs=1"])
     directory = SearchDir(folder)
     directory.config.write_text(dump_config(config))
-    directory.best.write_text(dump_config(at_point(config, {"model.block.kind": "plain"})))
+    # Of an earlier start: since then there are trials, and a kill.
+    directory.best.write_text(dump_config(at_point(config, {"model.block.kind": "residual"})))
+    for number, kind in enumerate(("residual", "plain")):
+        add(directory, number, kind)
     return directory
+
+
+def add(directory: SearchDir, number: int, kind: str) -> None:
+    point = Point({"model.block.kind": kind}, 1)
+    path = folder_of(directory.path, number, point)
+    write_trial(path, number, point, "0")
+    write_outcome(path, Outcome("done", number / 2, "trained", "done", 1, "healthy", 1.0))
 
 
 def test_it_trains_on_validation_images_too_and_asks_the_test_set(search: SearchDir) -> None:
@@ -69,3 +81,11 @@ def test_a_search_without_a_best_config_cannot_retrain_it(search: SearchDir) -> 
 
     assert answer.returncode == 2
     assert "trainer tune CONFIG" in answer.stderr
+
+
+def test_a_search_without_a_score_cannot_either(tmp_path: Path) -> None:
+    config = load_config(write_search(tmp_path))
+    directory = begin(tmp_path / "search", config, resume=False, restart=False)
+
+    with pytest.raises(SearchError, match="no trial has a score yet"):
+        retrain_best(directory, [], ["trainer", "tune"])

@@ -187,3 +187,21 @@ def test_a_config_without_a_search_does_not_speak_of_one(tmp_path: Path) -> None
     config = at_point(load_search(tmp_path), {})
 
     assert "search" not in dump_config(config)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        "    fit.epochs: {choice: [1, 3]}\n",
+        "    fit: {choice: [{epochs: 2}, {batch_size: 10}]}\n",
+        "    model.stages[0].blocks: {int: [1, 2], also: [fit.epochs]}\n",
+    ],
+)
+def test_hyperband_alone_says_how_long_a_trial_trains(space: str, tmp_path: Path) -> None:
+    text = problem_of(tmp_path, space, "algorithm: hyperband")
+
+    key = space.strip().split(":")[0]
+    line = line_of(tmp_path, space.strip())
+    assert text.startswith(f"search.yaml:{line}: search.space.{key}: hyperband")
+    assert len(text.splitlines()) == 1
+    assert load_search(tmp_path, "algorithm: random", space=space).search is not None

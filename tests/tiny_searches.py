@@ -47,10 +47,12 @@ class FakeTrials:
 
     Args:
         kill_at: The number of the call that is killed, before anything of it is on disk.
+        fall: What each epoch takes from the score.
     """
 
-    def __init__(self, kill_at: int | None = None) -> None:
+    def __init__(self, kill_at: int | None = None, fall: float = 0.0) -> None:
         self.kill_at = kill_at
+        self.fall = fall
         self.calls = 0
         self.trained: list[tuple[str, int]] = []
 
@@ -64,6 +66,7 @@ class FakeTrials:
         path, point = request.path, request.point
         path.mkdir(parents=True)
         score = 1 / (1 + abs(float(point.values["optimizer.learning_rate"]) - 0.01))
+        score -= self.fall * point.epochs
         rows = [{"epoch": float(e), "val_accuracy": score} for e in range(point.epochs)]
         write_history(path / "history.csv", rows)
         write_trial(path, request.number, point, request.worker)

@@ -66,7 +66,7 @@ def tune(
 ) -> None:
     """Search for the values of a config that train best, as its `search` section says.
 
-    Exit code 0: done, 1: every trial failed, 2: it cannot begin or go on, 130 or 143:
+    Exit code 0: done, 1: no trial has a score, 2: it cannot begin or go on, 130 or 143:
     interrupted by a signal, after the running trials were saved.
     """
     from trainer.config import load_config

@@ -19,6 +19,7 @@ from trainer.compare.verdict import (
     missing,
     verdict,
 )
+from trainer.diagnosis import Finding
 from trainer.pages import (
     Figure,
     Html,
@@ -212,7 +213,7 @@ def _ratio_section(groups: Sequence[Group]) -> Blocks:
 
 def _findings_section(groups: Sequence[Group]) -> Blocks:
     by_label = {
-        label: {f.rule: f for f in run.diagnosis.findings}
+        label: _gravest(run.diagnosis.findings)
         for group in groups
         for label, run in zip(group.labels, group.runs, strict=True)
     }
@@ -231,6 +232,14 @@ def _findings_section(groups: Sequence[Group]) -> Blocks:
         ]
         rows.append([rule, *cells, first.message])
     return [table(columns, rows, label="Findings by run", prose=columns[-1:])]
+
+
+def _gravest(findings: Sequence[Finding]) -> dict[str, Finding]:
+    """Return one finding a rule: the first, for the gravest come first."""
+    by_rule: dict[str, Finding] = {}
+    for finding in findings:
+        by_rule.setdefault(finding.rule, finding)
+    return by_rule
 
 
 _KINDS = {"error": "bad", "warning": "warn", "note": "soft"}

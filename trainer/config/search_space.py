@@ -67,7 +67,9 @@ def space_problems(root: Node, config: Config) -> Iterator[Problem]:
             conditions = _conditions(search, key)
             for value in parameter.extremes:
                 point = assignments(search, {**conditions, key: value})
-                wrong += _wrong_value(bare, point, place, value)
+                wrong += _wrong_value(bare, point, place, value) or _wrong_epochs(
+                    bare, point, place, config
+                )
         for text in dict.fromkeys(wrong):
             yield Problem(place, f"search.space.{key}: {text}")
 
@@ -123,6 +125,19 @@ def _wrong_value(root: Node, point: Mapping[str, Any], place: Place, value: Any)
     if unknown:
         return [f"{unknown[0]}. If only one kind has this key, vary it there: `when: {{...: ...}}`"]
     return [f"{value!r} does not fit: {problem.message}" for problem in problems]
+
+
+def _wrong_epochs(
+    root: Node, point: Mapping[str, Any], place: Place, config: Config
+) -> Iterator[str]:
+    """What is wrong with a valid point that changes the epochs."""
+    changed, _ = _try_point(root, point, place)
+    is_hyperband = config.search is not None and config.search.algorithm == "hyperband"
+    if is_hyperband and changed is not None and changed.fit.epochs != config.fit.epochs:
+        yield (
+            "hyperband decides itself for how many epochs a trial trains, up to fit.epochs. "
+            "Leave fit.epochs out of the space, or choose another algorithm"
+        )
 
 
 def _try_point(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from trainer.config import Config
-from trainer.errors import InterruptedRun
+from trainer.errors import InterruptedRun, TrainerError
 from trainer.search.crew import Hand, Staff
 from trainer.search.directory import SearchDir
 from trainer.search.display import shown
@@ -80,6 +81,12 @@ def conduct(
         write_results(directory, config)
         text = f"interrupted; its trials are in {path}. Go on with --resume"
         raise InterruptedRun(error.signal_number, text) from None
+    except TrainerError:
+        # What has ended counts all the same. On a full disk it cannot be written either, and
+        # then the first error is the one to tell.
+        with suppress(TrainerError):
+            write_results(directory, config)
+        raise
 
 
 def limit(config: Config, path: Path, deadline: float | None) -> Callable[[], bool]:

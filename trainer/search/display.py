@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from trainer.config import Config
+from trainer.search.pruning import is_scored
 from trainer.search.trials import TrialRecord, read_trials
 from trainer.terminal import say
 
@@ -73,10 +74,11 @@ def shown(path: Path, config: Config) -> Iterator[Callable[[str], None]]:
 
 def one_line(trial: TrialRecord, config: Config) -> str:
     """Return an ended trial in a line."""
-    outcome = trial.outcome
-    assert outcome is not None
+    outcome, search = trial.outcome, config.search
+    assert outcome is not None and search is not None
+    score = f"{outcome.score:.4f}" if is_scored(search, trial) else "     -"
     return (
-        f"trial {trial.number:>3}  {outcome.score:.4f}  {outcome.state:<6}  {outcome.health:<9}  "
+        f"trial {trial.number:>3}  {score}  {outcome.state:<6}  {outcome.health:<9}  "
         f"{_values_in_words(trial, config)}  ({outcome.reason})"
     )
 
@@ -96,7 +98,8 @@ def table(trials: Sequence[TrialRecord], config: Config) -> Table:
         score = last.get(search.objective, math.nan)
         health, ended = "", f"worker {trial.worker}"
         if trial.outcome is not None:
-            score, health, ended = trial.outcome.score, trial.outcome.health, trial.outcome.cause
+            health, ended = trial.outcome.health, trial.outcome.cause
+            score = trial.outcome.score if is_scored(search, trial) else math.nan
         drawn.add_row(
             str(trial.number),
             f"{len(trial.history)}/{trial.point.epochs}",

@@ -66,7 +66,7 @@ def join(
     def ended(point: Point, outcome: Outcome) -> None:
         nonlocal count
         count += 1
-        say(f"{outcome.state}, {outcome.score:.4f}: {dict(point.values)} ({outcome.reason})")
+        say(f"{outcome.state}, {outcome.score:.4g}: {dict(point.values)} ({outcome.reason})")
 
     if address is None:
         address = _address_of(parent, path)

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import keras_tuner
+import numpy as np
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from trainer.config import Config
 from trainer.errors import MissingDependencyError
 from trainer.run_dir import write_json
 from trainer.search.directory import SearchDir
+from trainer.search.pruning import BEYOND_ALL
 from trainer.search.space import hyperparameters
 from trainer.terminal import say
 
@@ -115,6 +117,10 @@ class LastingOracle(keras_tuner.Oracle):
             super().reload()
         except Exception as error:
             raise DamagedState(f"{path} ({type(error).__name__}: {error})") from None
+        # A new trial's file is written before the state. After a kill in between, no queue
+        # has it: nobody would ever run it, and it would count.
+        for trial_id in set(self.trials) - set(self.start_order):
+            del self.trials[trial_id]
 
 
 class _Random(LastingOracle, keras_tuner.oracles.RandomSearchOracle):
@@ -151,6 +157,14 @@ class _Bayesian(LastingOracle, keras_tuner.oracles.BayesianOptimizationOracle):
             # Its best guess can be a point that it knows; a random one teaches more.
             return self._random_populate_space()
         return proposed
+
+    def _vectorize_trials(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all points and their scores, the smallest the best."""
+        points, scores = super()._vectorize_trials()
+        # One that failed before any other had a score stands beyond all others: so far away
+        # that the model would see no difference between these.
+        known = scores[scores < BEYOND_ALL]
+        return points, np.minimum(scores, known.max()) if known.size else scores
 
 
 class _Hyperband(LastingOracle, keras_tuner.oracles.HyperbandOracle):
@@ -197,6 +211,8 @@ def make_oracle(config: Config, directory: Path) -> LastingOracle:
                 ) from None
         case "hyperband":
             oracle = _Hyperband(**common, max_epochs=config.fit.epochs, factor=search.factor)
+            # It takes no such argument, but all of them stop by it.
+            oracle.max_trials = search.max_trials
     oracle.set_up(directory)
     return oracle
 

@@ -10,6 +10,7 @@ from trainer.config.search_schema import SearchConfig
 from trainer.pages import Figure, plot_text, rounded
 from trainer.search.display import short_names
 from trainer.search.importance import Importance, Importances
+from trainer.search.pruning import is_scored
 from trainer.search.scales import label
 from trainer.search.trials import TrialRecord
 
@@ -25,6 +26,8 @@ def hover_text(trial: TrialRecord, search: SearchConfig) -> str:
         head += f" unfinished after {len(trial.history)} epochs"
     elif outcome.state == "failed":
         head += f" failed: {plot_text(outcome.cause)}"
+    elif not is_scored(search, trial):
+        head += f" pruned: {plot_text(outcome.cause)}"
     else:
         how = "" if outcome.state == "done" else f" (pruned: {plot_text(outcome.cause)})"
         head += f" {plot_text(search.objective)} {outcome.score:.5g}{how}"
@@ -34,11 +37,6 @@ def hover_text(trial: TrialRecord, search: SearchConfig) -> str:
         if key in names
     ]
     return "<br>".join([head, *lines])
-
-
-def is_scored(trial: TrialRecord) -> bool:
-    """Whether a trial has a score of its own."""
-    return trial.outcome is not None and trial.outcome.state != "failed"
 
 
 def learning_curves(
@@ -51,7 +49,7 @@ def learning_curves(
         trials: With a history, at least one.
         best: Which stands out.
     """
-    ordered = sorted(trials, key=lambda t: (t is best, is_scored(t)))
+    ordered = sorted(trials, key=lambda t: (t is best, is_scored(search, t)))
     curves = [[rounded(row.get(search.objective)) for row in t.history] for t in ordered]
     stride = max(1, math.ceil(sum(map(len, curves)) / _MOST_CURVE_POINTS))
     values = [each for curve in curves for each in curve if each is not None]

@@ -14,7 +14,8 @@ from typing import Any
 from trainer.config.search_schema import SearchConfig
 from trainer.pages import Figure, plot_text
 from trainer.search.display import short_names
-from trainer.search.page_figures import hover_text, is_scored
+from trainer.search.page_figures import hover_text
+from trainer.search.pruning import is_scored
 from trainer.search.scales import number_ticks, places_of, spread, ticks
 from trainer.search.trials import TrialRecord
 
@@ -71,13 +72,16 @@ def parallel_coordinates(
 
 
 def _goodness(search: SearchConfig, trials: Sequence[TrialRecord]) -> list[float]:
-    """Return a place on the colour scale for each trial: by rank, failed ones below all."""
+    """Return a place on the colour scale for each trial: by rank, below all without a score."""
     sign = 1 if search.is_maximized else -1
-    scores = sorted({sign * t.outcome.score for t in trials if t.outcome and is_scored(t)})
+    scores = sorted({sign * t.outcome.score for t in trials if t.outcome and is_scored(search, t)})
     last = len(scores) - 1
     # A single one is the best.
     places = {score: rank / last if last else 1.0 for rank, score in enumerate(scores)}
-    return [places[sign * t.outcome.score] if t.outcome and is_scored(t) else -1.0 for t in trials]
+    return [
+        places[sign * t.outcome.score] if t.outcome and is_scored(search, t) else -1.0
+        for t in trials
+    ]
 
 
 def _parameter_axes(
@@ -95,7 +99,7 @@ def _parameter_axes(
 
 
 def _score_axis(search: SearchConfig, trials: Sequence[TrialRecord]) -> _Axis:
-    scores = [t.outcome.score for t in trials if t.outcome and is_scored(t)] or [0.0, 1.0]
+    scores = [t.outcome.score for t in trials if t.outcome and is_scored(search, t)] or [0.0, 1.0]
     low, high = min(scores), max(scores)
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -104,7 +108,7 @@ def _score_axis(search: SearchConfig, trials: Sequence[TrialRecord]) -> _Axis:
     for trial in trials:
         assert trial.outcome is not None
         score = trial.outcome.score
-        if not is_scored(trial):
+        if not is_scored(search, trial):
             places.append(None)
         elif is_log:
             places.append(math.log(score / low) / math.log(high / low))
@@ -115,7 +119,9 @@ def _score_axis(search: SearchConfig, trials: Sequence[TrialRecord]) -> _Axis:
         # Up is better, whatever the objective.
         places = [None if each is None else 1 - each for each in places]
         marks = [(1 - at, text) for at, text in marks]
-    lane = "failed" if None in places else ""
+    unscored = [t.outcome for t in trials if t.outcome and not is_scored(search, t)]
+    has_failed = all(each.state == "failed" for each in unscored)
+    lane = ("failed" if has_failed else "no score") if unscored else ""
     return _Axis(search.objective, places, marks, lane)
 
 
@@ -133,8 +139,8 @@ def _line(
     across = [_LANE if each is None else round(each, 4) for each in places]
     outcome = trial.outcome
     assert outcome is not None
-    is_failed = outcome.state == "failed"
-    colour = "var(--bad)" if is_failed else f"scale({goodness:.3f})"
+    has_no_score = not is_scored(search, trial)
+    colour = "var(--bad)" if has_no_score else f"scale({goodness:.3f})"
     dash = {"done": "solid", "pruned": "dash", "failed": "dot"}[outcome.state]
     return {
         "type": "scatter",
@@ -144,13 +150,13 @@ def _line(
         "line": {
             "color": colour,
             "dash": dash,
-            "width": 5 if is_best else 1.3 if is_failed else 1.8,
+            "width": 5 if is_best else 1.3 if has_no_score else 1.8,
         },
         "marker": {
             "color": colour,
             "size": 9 if is_best else 6,
             "symbol": [
-                "x-thin-open" if is_failed else "circle-open" if place is None else "circle"
+                "x-thin-open" if has_no_score else "circle-open" if place is None else "circle"
                 for place in places
             ],
         },

@@ -9,6 +9,7 @@ from typing import Any
 from trainer.config.search_schema import Parameter, SearchConfig
 from trainer.pages import Cell, Html, bullets, element, link, table
 from trainer.search.display import in_words, short_names
+from trainer.search.pruning import is_scored
 from trainer.search.trials import TrialRecord
 
 
@@ -95,8 +96,7 @@ def _trial_row(search: SearchConfig, trial: TrialRecord) -> list[Any]:
         ended = _state_word("unfinished")
         return [number, empty, ended, empty, epochs, empty, *values, empty, trial.worker]
     health = {"healthy": "good", "unknown": "soft"}.get(outcome.health, "bad")
-    # The score of a failed trial is for the oracle alone.
-    has_score = outcome.state != "failed"
+    has_score = is_scored(search, trial)
     return [
         number,
         Cell(f"{outcome.score:.4g}", outcome.score) if has_score else Cell(""),

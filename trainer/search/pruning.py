@@ -24,6 +24,10 @@ PAST_HELP = (
 gradients and the signal, which more epochs of the same do not mend. Faults of the data are
 the same for every trial, and a flat loss or too large a step may pass with the schedule."""
 
+BEYOND_ALL = 2.0**100
+"""Larger than any loss or time. A power of two is the same number on the wire, which has single
+precision."""
+
 _FEWEST_TRIALS = 5
 """That have come as far; the median of fewer says little."""
 
@@ -83,12 +87,26 @@ def is_finite(row: dict[str, float], objective: str) -> bool:
     return math.isfinite(row.get(objective, math.nan))
 
 
+def is_scored(search: SearchConfig, trial: TrialRecord) -> bool:
+    """Whether a trial has a score of its own, and not one that the oracle alone may see.
+
+    One that was stopped early has none if its last epoch had no finite objective, or if no
+    epoch had ended yet.
+    """
+    if trial.outcome is None or trial.outcome.state == "failed":
+        return False
+    if trial.outcome.state == "done":
+        return True
+    return bool(trial.history) and is_finite(trial.history[-1], search.objective)
+
+
 def worst_score(search: SearchConfig, trials: Sequence[TrialRecord]) -> float:
     """Return the finite score of a trial that has none of its own.
 
     Everything that is recorded is at least 0, which is the worst of what is maximized. Of
     what is minimized it is the largest value that any epoch of the search had: a larger
-    one would flatten all differences for an oracle that models them.
+    one would flatten all differences for an oracle that models them. As long as there is
+    none it is `BEYOND_ALL`, because any number that could be measured could be the best.
     """
     if search.is_maximized:
         return 0.0
@@ -98,4 +116,4 @@ def worst_score(search: SearchConfig, trials: Sequence[TrialRecord]) -> float:
         for row in record.history
         if is_finite(row, search.objective)
     ]
-    return max(seen, default=10.0)
+    return max(seen, default=BEYOND_ALL)

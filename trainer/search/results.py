@@ -18,6 +18,7 @@ from trainer.errors import TrainerError
 from trainer.run_dir import write_atomically, write_text
 from trainer.search.directory import SearchDir
 from trainer.search.page import search_page
+from trainer.search.pruning import is_scored
 from trainer.search.trials import TrialRecord, read_trials
 from trainer.terminal import say
 
@@ -48,18 +49,25 @@ class Results:
     def scored(self) -> list[TrialRecord]:
         """Trials with a score of their own, the best first; of equal ones the earliest.
 
-        Those that have trained longest come first: under hyperband a trial of few epochs
-        can score better than the same one at the end of a schedule has not yet done.
+        Under hyperband those that were to train longest come first: a trial of few epochs
+        can be ahead of what the same point will have come to at the end of its schedule.
+        Elsewhere each trial has its whole schedule, however long that is.
         """
         search = self.config.search
         assert search is not None
         sign = -1 if search.is_maximized else 1
-        own = [t for t in self.trials if t.outcome is not None and t.outcome.state != "failed"]
-        return sorted(own, key=lambda t: (t.outcome.state != "done", sign * t.outcome.score))  # type: ignore[union-attr]
+        has_rungs = search.algorithm == "hyperband"
+
+        def rank(trial: TrialRecord) -> tuple[bool, int, float]:
+            assert trial.outcome is not None
+            epochs = trial.point.epochs if has_rungs else 0
+            return trial.outcome.state != "done", -epochs, sign * trial.outcome.score
+
+        return sorted((t for t in self.trials if is_scored(search, t)), key=rank)
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best trial that has trained to its last epoch, else the best that was pruned."""
+        """The best of the trials that have trained longest, else the best that was pruned."""
         return next(iter(self.scored), None)
 
     @property
@@ -97,11 +105,18 @@ def write_results(directory: SearchDir, config: Config) -> Results:
     """Write `trials.csv`, `best.yaml` and `search.html` from the folders of the trials."""
     results = Results.of(directory.path, config)
     _write_csv(directory.results, results)
-    best_yaml = _best_yaml(directory, results)
-    if best_yaml is not None:
-        write_text(directory.best, best_yaml)
+    write_best(directory, results)
     _try_page(directory, results, is_over=True)
     return results
+
+
+def write_best(directory: SearchDir, results: Results) -> bool:
+    """Write `best.yaml`, and return whether any trial has a score of its own."""
+    best_yaml = _best_yaml(directory, results)
+    if best_yaml is None:
+        return False
+    write_text(directory.best, best_yaml)
+    return True
 
 
 def write_page(directory: SearchDir, results: Results, *, is_over: bool) -> None:
@@ -177,6 +192,8 @@ def _write_csv(path: Path, results: Results) -> None:
             for t in results.trials:
                 told = {} if t.outcome is None else asdict(t.outcome)
                 told |= {"number": t.number, "run": t.path.name}
+                if not is_scored(search, t):
+                    told["score"] = ""
                 values = [t.point.values.get(key, "") for key in search.space]
                 writer.writerow([*(told.get(column, "") for column in columns), *values])
 

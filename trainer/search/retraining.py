@@ -12,6 +12,7 @@ from trainer.errors import RunDirectoryError, SearchError
 from trainer.evaluate import Evaluation, evaluate
 from trainer.run_dir import RunDir
 from trainer.search.directory import SearchDir
+from trainer.search.results import Results, write_best
 from trainer.terminal import say
 from trainer.train import resume, train
 
@@ -24,8 +25,11 @@ def retrain_best(
     The same config is trained once, and an interrupted training goes on. Whoever chooses
     between several of these by their test accuracy makes the test set a validation set.
 
+    `best.yaml` is written anew from the trials: a search that was killed has none, or that of
+    an earlier start.
+
     Args:
-        search: With a `best.yaml`.
+        search: With a trial that has a score of its own.
         overrides: As for `train`, such as `fit.epochs=40`.
         command: The command line, for `environment.json`.
 
@@ -33,7 +37,7 @@ def retrain_best(
         SearchError: If the search has no best config.
         TrainerError: As `train` and `evaluate` do.
     """
-    if not search.best.is_file():
+    if not write_best(search, Results.of(search.path, load_config(search.config))):
         raise SearchError(
             f"{search.path}: there is no best.yaml, because no trial has a score yet. "
             "Search first, without --retrain-best"

@@ -64,9 +64,12 @@ def conclude(directory: SearchDir, config: Config) -> Results:
     results = write_results(directory, config)
     say_causes(results.causes)
     if results.best is None and results.causes:
-        reasons = dict.fromkeys(t.outcome.reason for t in results.trials if t.outcome)
+        outcomes = [t.outcome for t in results.trials if t.outcome]
+        reasons = dict.fromkeys(each.reason for each in outcomes)
+        has_failed = all(each.state == "failed" for each in outcomes)
+        what = "every trial failed" if has_failed else "no trial has a score of its own"
         raise FruitlessSearchError(
-            f"{directory.path}: every trial failed: {'; '.join(list(reasons)[:3])}. What each one "
+            f"{directory.path}: {what}: {'; '.join(list(reasons)[:3])}. What each one "
             f"said is in {directory.path}/trials/*/trial.log"
         )
     return results

@@ -110,6 +110,11 @@ def values_of(search: SearchConfig, chosen: Mapping[str, Any]) -> dict[str, Any]
 
 
 def epochs_of(chosen: Mapping[str, Any], epochs: int) -> tuple[int, int]:
-    """Return from and up to which epoch a trial trains; Hyperband alone gives it fewer."""
+    """Return from and up to which epoch a trial trains; Hyperband alone gives it fewer.
+
+    Args:
+        chosen: What the oracle chose.
+        epochs: Of the config at this point.
+    """
     first = int(chosen.get(f"{_OWN}initial_epoch", 0))
     return first, int(chosen.get(f"{_OWN}epochs", epochs))

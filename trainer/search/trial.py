@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import errno
 import gc
-import shutil
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from trainer.checkpoint import list_checkpoints
-from trainer.config import Config, load_config
+from trainer.config import load_config
 from trainer.config.search_space import at_point
-from trainer.data.splits import TrainingData, load_training_data
 from trainer.diagnosis import Finding
 from trainer.diagnosis.judge import diagnose_run
 from trainer.errors import (
@@ -30,6 +27,7 @@ from trainer.errors import (
     NonFiniteError,
     RunDirectoryError,
     RuntimeSetupError,
+    SearchError,
     StoppedEarly,
     TrainerError,
     UnhealthyError,
@@ -37,7 +35,9 @@ from trainer.errors import (
 from trainer.fitting import Supervision
 from trainer.run_dir import RunDir, read_history, read_json, write_text
 from trainer.search.directory import locked
+from trainer.search.inheritance import inherit
 from trainer.search.pruning import PAST_HELP, is_finite, trails_the_median, worst_score
+from trainer.search.trial_data import training_data
 from trainer.search.trials import (
     Outcome,
     Point,
@@ -57,7 +57,7 @@ MOST_ATTEMPTS = 3
 # A process that was stopped, or lost the chief of the search, ends its step and saves.
 _PATIENCE_SECONDS = 120.0
 # What every other trial would meet too: the search stops, and nothing is lost.
-_FATAL = (DataError, RuntimeSetupError, RunDirectoryError, MissingDependencyError)
+_FATAL = (DataError, RuntimeSetupError, RunDirectoryError, MissingDependencyError, SearchError)
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ class _Trial:
             log = self._run.path / "trial.log"
             with open(log, "a", encoding="utf-8") as file, redirect_stderr(file):
                 self._train(command)
+            self._require_objective()
         except (InterruptedRun, OutOfTime, KeyboardInterrupt):
             self._note_attempt(attempts - 1)
             raise
@@ -177,11 +178,13 @@ class _Trial:
         except ConfigError as error:
             return self._outcome("failed", "config", str(error))
         except _FATAL:
+            self._forget_attempt(attempts)
             raise
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
             return self._outcome("failed", "memory", f"out of memory: {_first_line(error)}")
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._forget_attempt(attempts)
                 raise RunDirectoryError(f"{self._run.path}: {error.strerror}") from error
             write_text(self._run.path / "traceback.txt", traceback.format_exc())
             return self._outcome("failed", "crash", f"{type(error).__name__}: {_first_line(error)}")
@@ -192,29 +195,33 @@ class _Trial:
 
     def _train(self, command: Sequence[str]) -> None:
         config = at_point(self._config, self._request.point.values)
-        self._take_over_parent(config)
+        parent = self._request.point.parent
+        source = None if parent is None else find_trial(self._request.search, parent)
+        if source is not None:
+            inherit(self._run, source)
         supervision = Supervision(
             end_epoch=self._request.point.epochs,
             on_epoch_end=self._after_epoch,
             on_finding=self._judge,
         )
-        data = _training_data(_DataOf(config))
+        data = training_data(config)
         train_under(supervision, self._run, config, data, command=command)
 
-    def _take_over_parent(self, config: Config) -> None:
-        """Begin with all that the trial of fewer epochs has left, if there is anything."""
-        parent = self._request.point.parent
-        source = None if parent is None else find_trial(self._request.search, parent)
-        if source is None or list_checkpoints(self._run.checkpoints):
-            return
-        for name in ("gradients", "checkpoints", "tensorboard"):
-            if (source / name).is_dir():
-                target = self._run.path / name
-                shutil.rmtree(target, ignore_errors=True)
-                shutil.copytree(source / name, target)
-        for name in ("history.csv", "health.json"):
-            if (source / name).is_file():
-                shutil.copy2(source / name, self._run.path / name)
+    def _require_objective(self) -> None:
+        """Look whether a trained trial has the objective: if not, none will have it.
+
+        Only now, because a column can be there from a later epoch on.
+        """
+        rows = []
+        with suppress(RunDirectoryError):  # The outcome tells of it.
+            rows = read_history(self._run.history)
+        objective = self._search.objective
+        if rows and objective not in rows[-1]:
+            columns = ", ".join(dict.fromkeys(key for row in rows for key in row))
+            raise SearchError(
+                f"search.objective: {objective} is no column of {self._run.history}. Write one of "
+                f"those that there are, and begin anew with --restart. Columns: {columns}"
+            )
 
     def _after_epoch(self, history: Sequence[dict[str, float]]) -> None:
         request, search = self._request, self._search
@@ -257,6 +264,11 @@ class _Trial:
             seconds=self._seconds_before + time.time() - self._began,
         )
 
+    def _forget_attempt(self, attempts: int) -> None:
+        """Let an attempt count for nothing, if the disk has room to say so."""
+        with suppress(RunDirectoryError):
+            self._note_attempt(attempts - 1)
+
     def _outcome(self, state: State, cause: str, reason: str) -> Outcome:
         history = []
         with suppress(RunDirectoryError):
@@ -278,29 +290,6 @@ class _Trial:
             health=_diagnosed(self._run),
             seconds=self._seconds_before + time.time() - self._began,
         )
-
-
-@dataclass(frozen=True)
-class _DataOf:
-    """A config that equals another if they load the same images."""
-
-    config: Config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _DataOf) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> str:
-        # What is done to a batch does not change what is loaded, but is in the same section.
-        return f"{self.config.seed} {self.config.data!r}"
-
-
-@lru_cache(maxsize=1)
-def _training_data(of: _DataOf) -> TrainingData:
-    return load_training_data(of.config)
 
 
 def _diagnosed(run: RunDir) -> str:

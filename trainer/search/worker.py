@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from trainer.config import Config
+from trainer.config.search_space import at_point
+from trainer.errors import ConfigError
 from trainer.search.space import epochs_of, values_of
 from trainer.search.trial import TrialRequest
 from trainer.search.trials import Outcome, Point
@@ -63,8 +65,9 @@ def work(
             time.sleep(_IDLE_SECONDS)
             continue
         chosen = trial.hyperparameters.values
-        first, last = epochs_of(chosen, config.fit.epochs)
-        point = Point(values_of(config.search, chosen), last, first)
+        values = values_of(config.search, chosen)
+        first, last = epochs_of(chosen, _epochs_at(config, values))
+        point = Point(values, last, first)
         outcome = run(TrialRequest(search, int(trial.trial_id), point, worker, deadline))
         oracle.update_trial(
             trial.trial_id, {config.search.objective: outcome.score}, step=outcome.epochs
@@ -73,3 +76,12 @@ def work(
         oracle.end_trial(trial)
         count += 1
         after_trial(point, outcome)
+
+
+def _epochs_at(config: Config, values: Mapping[str, Any]) -> int:
+    """Return the epochs of a point, which may vary them."""
+    try:
+        return at_point(config, values).fit.epochs
+    except ConfigError:
+        # The trial fails of it, and says so.
+        return config.fit.epochs
