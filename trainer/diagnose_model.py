@@ -41,12 +41,13 @@ class Trial:
     Attributes:
         model: A `.keras` or `.h5` file.
         data: An npz file, see `named_arrays.read_examples`.
-        loss: See `keras_specs.build_loss`; None is the one that the file names.
+        loss: See `keras_specs.build_loss`; None is the one that the file names, with its
+            weights.
         optimizer: See `keras_specs.build_optimizer`; None is the one that the file names,
             in its state before the first step.
         batch_size: Examples in a step; all, if there are fewer.
         steps: Of the optimizer.
-        seed: Of the order of the examples, and of random layers.
+        seed: Of the order of the examples, of those that stand for all, and of random layers.
         imports: Modules, or Python files, with code that the model needs.
         keep: Folder for the gradient log; None keeps none.
     """
@@ -73,7 +74,7 @@ def diagnose_model(trial: Trial) -> Diagnosis:
     """
     _check_place(trial.keep)
     keras.utils.set_random_seed(trial.seed)
-    model, loss, optimizer = _load(trial)
+    model, loss, loss_weights, optimizer = _load(trial)
     inputs, targets = read_examples(trial.data, _input_names(model), _output_names(model, loss))
     _check_inputs(trial.data, model, inputs)
     batch_size = min(trial.batch_size, len(next(iter(targets.values()))))
@@ -85,11 +86,15 @@ def diagnose_model(trial: Trial) -> Diagnosis:
     if is_single:
         [(name, target)] = targets.items()
         check_targets(trial.data, name, target, outputs[0], loss)
-        nothing = loss_of_knowing_nothing(target, outputs[0], loss)
+        nothing = loss_of_knowing_nothing(target, outputs[0], loss, trial.seed)
+        added = sum(float(keras.ops.sum(each)) for each in model.losses)
+        if nothing is not None and np.isfinite(added):
+            # As the recorded loss has it: that of the data by its weight, and regularizers.
+            nothing = nothing * _weight(loss_weights) + added
     with ExitStack() as stack:
         folder = trial.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         batches = _Batches(inputs, targets, batch_size, trial.steps, trial.seed)
-        _train(trial, model, loss, optimizer, batches, folder)
+        _train(trial, model, loss, loss_weights, optimizer, batches, folder)
         diagnosis = diagnose(Evidence.of_log(folder, nothing))
     if is_single and takes_logits_for_shares(outputs[0], loss):
         found_loss = _wrong_loss(loss)
@@ -107,14 +112,17 @@ def _check_place(keep: Path | None) -> None:
         )
 
 
-def _load(trial: Trial) -> tuple[keras.Model, Any, keras.optimizers.Optimizer]:
+def _load(trial: Trial) -> tuple[keras.Model, Any, Any, keras.optimizers.Optimizer]:
+    """Return the model, its loss, the weights of its outputs' losses or None, the optimizer."""
     custom = merged(import_user_code(name) for name in trial.imports)
     loss = None if trial.loss is None else build_loss(trial.loss, custom)
     optimizer = None if trial.optimizer is None else build_optimizer(trial.optimizer, custom)
     is_complete = loss is not None and optimizer is not None
     model = load_saved_model(trial.model, custom, needs_compilation=not is_complete)
+    loss_weights = None
     if loss is None:
         loss = getattr(model, "loss", None)
+        loss_weights = (model.get_compile_config() or {}).get("loss_weights")
         if isinstance(loss, str):
             loss = build_loss(loss, custom)
     saved = getattr(model, "optimizer", None)
@@ -134,7 +142,12 @@ def _load(trial: Trial) -> tuple[keras.Model, Any, keras.optimizers.Optimizer]:
         )
     if not model.trainable_variables and model.built:
         raise ModelFileError(f"{trial.model}: nothing in this model is trainable")
-    return model, loss, optimizer
+    return model, loss, loss_weights, optimizer
+
+
+def _weight(loss_weights: Any) -> float:
+    """Return the weight of the loss of a model with one output."""
+    return 1.0 if loss_weights is None else float(keras.tree.flatten(loss_weights)[0])
 
 
 def _input_names(model: keras.Model) -> list[str]:
@@ -186,6 +199,7 @@ def _train(
     trial: Trial,
     model: keras.Model,
     loss: Any,
+    loss_weights: Any,
     optimizer: keras.optimizers.Optimizer,
     batches: _Batches,
     folder: Path,
@@ -196,14 +210,16 @@ def _train(
         window_steps=window_steps,
         moments_every_steps=max(1, window_steps // 2),
         activations_every_steps=max(1, window_steps // 2),
-        probe=batches.first(_PROBE_EXAMPLES),
+        probe=batches.probe(_PROBE_EXAMPLES),
         warn=lambda message: None,
     )
     try:
         with warnings.catch_warnings():
             # The findings say it, with the name of the variable.
             warnings.filterwarnings("ignore", message="Gradients do not exist")
-            model.compile(optimizer=optimizer, loss=loss, jit_compile=False)
+            model.compile(
+                optimizer=optimizer, loss=loss, loss_weights=loss_weights, jit_compile=False
+            )
             model.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=[recorder])
     # A user's layers and losses may raise anything.
     except Exception as error:
@@ -224,12 +240,14 @@ class _Batches(keras.utils.PyDataset):
         random = np.random.default_rng(seed)
         count = len(next(iter(inputs.values())))
         rounds = -(-steps * batch_size // count)
-        order = np.concatenate([random.permutation(count) for _ in range(rounds)])
-        self._rows = order[: steps * batch_size].reshape(steps, batch_size)
+        orders = [random.permutation(count) for _ in range(rounds)]
+        self._rows = np.concatenate(orders)[: steps * batch_size].reshape(steps, batch_size)
+        self._first_order = orders[0]
 
-    def first(self, count: int) -> Any:
-        """Return the inputs of the first examples of the file."""
-        return _fed({name: values[:count] for name, values in self._inputs.items()})
+    def probe(self, count: int) -> Any:
+        """Return the inputs of some examples from all over the file, which may be sorted."""
+        rows = self._first_order[:count]
+        return _fed({name: values[rows] for name, values in self._inputs.items()})
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import numpy as np
 from trainer.errors import DataError
 
 _SPARSE = "sparse_categorical_crossentropy"
+_GENERALIZED = "categorical_generalized_cross_entropy"
+_LABELLED = (_SPARSE, _GENERALIZED)
 _CATEGORICAL = ("categorical_crossentropy", "categorical_focal_crossentropy")
 _BINARY = ("binary_crossentropy", "binary_focal_crossentropy")
-# Examples that the loss of a constant answer is estimated with.
+# What they compare has shapes of its own: sequences of labels, distances of pairs.
+_UNCHECKED = ("ctc", "circle")
+# The loss of a constant answer is estimated with so many examples, and values of them.
 _SAMPLE = 10_000
+_SAMPLE_VALUES = 10_000_000
 
 
 def check_targets(path: Path, name: str, target: np.ndarray, output: np.ndarray, loss: Any) -> None:
@@ -31,11 +37,13 @@ def check_targets(path: Path, name: str, target: np.ndarray, output: np.ndarray,
         DataError: If it cannot.
     """
     kind = kind_of(loss)
-    received = f"Received: {name} {target.dtype} of shape {_told(target)}, outputs {_told(output)}"
+    received = _received(name, target, output)
     if target.dtype.kind in "SU":
         raise DataError(f"{path}: {name} must be numbers. {received}")
-    if kind == _SPARSE:
-        _check_labels(path, name, target, output, received)
+    if kind in _UNCHECKED:
+        return
+    if kind in _LABELLED:
+        _check_labels(path, name, target, output, loss)
     elif kind in (*_CATEGORICAL, *_BINARY):
         if _trimmed(target.shape) != _trimmed(output.shape):
             hint = "; for labels take --loss sparse_categorical_crossentropy"
@@ -54,9 +62,7 @@ def check_targets(path: Path, name: str, target: np.ndarray, output: np.ndarray,
         )
 
 
-def _check_labels(
-    path: Path, name: str, target: np.ndarray, output: np.ndarray, received: str
-) -> None:
+def _check_labels(path: Path, name: str, target: np.ndarray, output: np.ndarray, loss: Any) -> None:
     places = output.shape[1:-1]
     if output.ndim < 2 or target.shape[1:] not in (places, (*places, 1)):
         hint = (
@@ -65,12 +71,18 @@ def _check_labels(
             else ""
         )
         raise DataError(
-            f"{path}: {_SPARSE} takes one label where the model returns one value for each "
-            f"class. {received}{hint}"
+            f"{path}: {kind_of(loss)} takes one label where the model returns one value for each "
+            f"class. {_received(name, target, output)}{hint}"
         )
     classes = output.shape[-1]
-    low, high = target.min(), target.max()
-    if not np.array_equal(target, np.round(target)) or low < 0 or high >= classes:
+    labels = _counted(target, loss)
+    if not labels.size:
+        raise DataError(
+            f"{path}: the loss ignores the class {_option(loss, 'ignore_class')}, and {name} holds "
+            "no other"
+        )
+    low, high = labels.min(), labels.max()
+    if not np.array_equal(labels, np.round(labels)) or low < 0 or high >= classes:
         raise DataError(
             f"{path}: labels must be whole numbers from 0 to {classes - 1}, for the model returns "
             f"{classes} values for each. Received: {name} from {low:g} to {high:g}"
@@ -97,18 +109,26 @@ def takes_logits_for_shares(output: np.ndarray, loss: Any) -> bool:
     return bool(is_beyond or np.abs(output.sum(axis=-1) - 1).max() > 0.05)
 
 
-def loss_of_knowing_nothing(target: np.ndarray, output: np.ndarray, loss: Any) -> float | None:
+def loss_of_knowing_nothing(
+    target: np.ndarray, output: np.ndarray, loss: Any, seed: int = 0
+) -> float | None:
     """Return the loss of the best answer that is the same for every example, or None.
 
     Args:
         target: All of them, examples along the first axis; they fit the loss.
         output: Of some examples.
         loss: A Keras loss; of a function's loss nothing is known.
+        seed: Of the examples that stand for all, where these are too many.
     """
     kind = kind_of(loss)
-    if kind is None or not isinstance(loss, keras.losses.Loss):
+    if kind is None or kind in _UNCHECKED or not isinstance(loss, keras.losses.Loss):
         return None
-    target = target[:_SAMPLE]
+    most = max(1, min(_SAMPLE, _SAMPLE_VALUES // max(1, math.prod(output.shape[1:]))))
+    if len(target) > most:
+        # A file may be sorted by class.
+        target = target[np.random.default_rng(seed).choice(len(target), most, replace=False)]
+    if kind in _LABELLED and not _counted(target, loss).size:
+        return None
     constants = _constants(kind, target, output, loss)
     shape = (len(target), *output.shape[1:])
     try:
@@ -124,9 +144,12 @@ def loss_of_knowing_nothing(target: np.ndarray, output: np.ndarray, loss: Any) -
 
 
 def _constants(kind: str, target: np.ndarray, output: np.ndarray, loss: Any) -> list[np.ndarray]:
-    if kind == _SPARSE:
-        shares = np.bincount(target.astype(np.int64).ravel(), minlength=output.shape[-1])
+    if kind in _LABELLED:
+        labels = _counted(target, loss).astype(np.int64).ravel()
+        shares = np.bincount(labels, minlength=output.shape[-1])
         mean = shares / shares.sum()
+        if kind == _GENERALIZED:
+            return [_best_for_generalized(mean, float(_option(loss, "q")))]
     else:
         mean = target.astype(np.float64).mean(axis=0)
     if kind in (_SPARSE, *_CATEGORICAL, *_BINARY):
@@ -135,6 +158,19 @@ def _constants(kind: str, target: np.ndarray, output: np.ndarray, loss: Any) -> 
             return [mean]
         return [np.log(mean) - (np.log1p(-mean) if kind in _BINARY else 0.0)]
     return [mean, np.median(target.astype(np.float64), axis=0)]
+
+
+def _best_for_generalized(shares: np.ndarray, q: float) -> np.ndarray:
+    """Return the probabilities f that maximize sum(shares * f^q): f ~ shares^(1 / (1 - q))."""
+    # From q = 1 on it is the largest class alone; relative to it, no power overflows.
+    powers = (shares / shares.max()) ** (1 / max(1 - q, 1e-9))
+    return powers / powers.sum()
+
+
+def _counted(labels: np.ndarray, loss: Any) -> np.ndarray:
+    """Return the labels without those of the class that a loss ignores."""
+    ignored = _option(loss, "ignore_class")
+    return labels if ignored is None else labels[labels != ignored]
 
 
 def kind_of(loss: Any) -> str | None:
@@ -147,7 +183,12 @@ def kind_of(loss: Any) -> str | None:
 
 
 def _is_from_logits(loss: Any) -> bool:
-    return bool(getattr(loss, "_fn_kwargs", {}).get("from_logits", False))
+    return bool(_option(loss, "from_logits"))
+
+
+def _option(loss: Any, name: str) -> Any:
+    """Return what a Keras loss hands to its function; None if it does not."""
+    return getattr(loss, "_fn_kwargs", {}).get(name)
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -157,6 +198,10 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_labels(target: np.ndarray) -> bool:
     return len(_trimmed(target.shape)) == 0 and bool(np.array_equal(target, np.round(target)))
+
+
+def _received(name: str, target: np.ndarray, output: np.ndarray) -> str:
+    return f"Received: {name} {target.dtype} of shape {_told(target)}, outputs {_told(output)}"
 
 
 def _told(array: np.ndarray) -> str:

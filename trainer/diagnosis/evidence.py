@@ -34,7 +34,8 @@ class Evidence:
         history: One row an epoch.
         data: Content of `data.json`, or None.
         missing: Why something is not there, by its name.
-        loss_of_knowing_nothing: Of the best constant answer, or None if it is not known.
+        loss_of_knowing_nothing: Of the best constant answer, with what the model adds to its
+            loss at the start; None if it is not known.
     """
 
     log: GradientLog | None
@@ -172,6 +173,15 @@ class Evidence:
         """Return a window statistic of the kernels, shape (windows, kernels), float64."""
         return self.table(name, windows, self.kernel_indices)
 
+    def update_ratios(self, windows: np.ndarray) -> np.ndarray:
+        """Return the usual update ratio of the kernels, shape (windows, kernels), float64.
+
+        It is the median over a window, or its largest where that is 0: an optimizer that
+        accumulates gradients takes no step in most steps.
+        """
+        median = self.kernels("update_ratio/median", windows)
+        return np.where(median == 0, self.kernels("update_ratio/max", windows), median)
+
     def table(self, name: str, windows: np.ndarray, variables: np.ndarray) -> np.ndarray:
         """Return a window statistic, shape (windows, variables), float64."""
         return self.gradients.stat(name)[np.ix_(windows, variables)].astype(np.float64)
@@ -188,7 +198,7 @@ class Evidence:
         their gradients are of another size than those of what follows.
 
         Raises:
-            CannotJudge: If there are fewer than two.
+            CannotJudge: If there is none.
         """
         variables = self.gradients.header.variables
         found = np.array(
@@ -198,8 +208,8 @@ class Evidence:
                 if variables[index].connected and not variables[index].is_embedding
             ]
         )
-        if len(found) < 2:
-            raise CannotJudge("the model has fewer than two kernels to compare")
+        if not len(found):
+            raise CannotJudge("the model has no kernels")
         return found
 
     @cached_property

@@ -61,7 +61,8 @@ def plateau(evidence: Evidence) -> list[Finding]:
     Formula: from the start: fall from the median loss of the first window, or from
     ln(classes), or from the loss of the best constant answer, where that is known and less,
     to the smallest one, over the size of the former; and the training accuracy of the best
-    epoch over chance. Where the data are not known, the
+    epoch over chance. The best constant answer is charged with the regularizers of the model
+    as it starts. Where the data are not known, the
     smallest loss over that of the first five steps, or over that of the best constant answer
     if that is known. Later: median loss of the last quarter of the windows over that of the
     second one, while it is over half of the first window's and the schedule has not brought
@@ -71,7 +72,8 @@ def plateau(evidence: Evidence) -> list[Finding]:
     an error. Later: above 0.98, over at least 20 windows: a warning.
     Source: trainproof and TheDeepChecker, an improvement below 5 %.
     Wrong when: the training goes on from a trained model and nothing tells, or the classes
-    overlap so much that half of the first loss is the best there is.
+    overlap so much that half of the first loss is the best there is. A regularizer that is
+    most of the loss and falls hides that nothing is learned.
     """
     losses, windows = _losses(evidence)
     start, best = float(losses[0]), float(losses.min())
@@ -92,16 +94,19 @@ def plateau(evidence: Evidence) -> list[Finding]:
         raise CannotJudge("the learning rate has not come to a tenth of its peak")
     if evidence.config is not None and not evidence.history:
         raise CannotJudge("no epoch has ended yet")
+    is_first = start == losses[0]
+    name = "best_over_first" if is_first else "best_over_constant"
+    constant = "" if is_first else f", and that of a constant answer is {start:.4g}"
     return [
         Finding(
             "plateau",
             "error",
             f"nothing is learned: the loss is {losses[0]:.4g} in the first window and at best "
-            f"{losses.min():.4g}",
+            f"{losses.min():.4g}{constant}",
             (),
             evidence.steps_of(windows),
-            {"best_over_first": 1.0 - fall},
-            {"best_over_first": 0.95},
+            {name: 1.0 - fall},
+            {name: 0.95},
             len(losses),
             len(losses),
             (scaled_rate(evidence, 0.1), scaled_rate(evidence, 10.0)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.diagnosis.evidence import Evidence, nan_median
-from trainer.diagnosis.finding import Finding, Remedy
+from trainer.diagnosis.finding import CannotJudge, Finding, Remedy
 from trainer.diagnosis.registry import rule
 from trainer.diagnosis.remedies import scaled_rate
 
@@ -25,11 +25,14 @@ def nonfinite(evidence: Evidence) -> list[Finding]:
     """A loss or a gradient that is NaN or infinite.
 
     Formula: any step whose own loss or whose raw norm is not finite and that loss scaling
-    did not skip. The forward pass went first if outputs of layers, or the loss, were not
-    finite at that step; else the backward pass.
+    did not skip. The forward pass went first if the loss, or outputs of layers, were not
+    finite at that step; else the backward pass. Places are known by windows: they are named
+    where that step is the only one of its window that is not finite. They are the layers,
+    first one first, or the variables, last one first, for there the backward pass begins.
     Threshold: one step.
     Source: every debugger has it; Lightning and big_vision stop on it.
-    Wrong when: a loss is infinite on purpose.
+    Wrong when: a loss is infinite on purpose. Outputs that are not finite, below a loss that
+    is, in a window with more such steps, are taken for the backward pass.
     """
     log = evidence.gradients
     steps = log.steps
@@ -39,20 +42,21 @@ def nonfinite(evidence: Evidence) -> list[Finding]:
         return []
     first, count = int(np.argmax(is_bad)), int(is_bad.sum())
     step = int(steps["step"][first])
-    window = int(np.searchsorted(log.window_steps[:, 1], step))
-    counts = log.stat("raw_nonfinite_count")[window]
-    variables = tuple(np.array(log.header.paths)[counts > 0])
-    outputs = log.activation("nonfinite_count/max")[window] > 0
-    layers = tuple(np.array(log.header.activations)[outputs])
-    forward = bool(layers) or bool(is_bad_loss[first])
-    where = f"; first in {(layers or variables)[0]}" if layers or variables else ""
+    layers, variables = _bad_places(evidence, step)
+    went = ""
+    if is_bad_loss[first] or layers:
+        went, variables = ": the forward pass went first", ()
+    elif log.header.has_loss:
+        went = ": the backward pass went first"
+    places = layers or variables
+    where = f"; first in {places[0]}" if places else ""
     return [
         Finding(
             "nonfinite",
             "error",
-            f"{count:,} of {len(steps):,} steps are not finite, the first is step {step}: the "
-            f"{'forward' if forward else 'backward'} pass went first{where}",
-            layers or variables,
+            f"{count:,} of {len(steps):,} steps are not finite, the first is step {step}"
+            f"{went}{where}",
+            places,
             (step, int(steps["step"][-1])),
             {"steps": count, "learning_rate": float(steps["learning_rate"][first])},
             {"steps": 0},
@@ -61,6 +65,27 @@ def nonfinite(evidence: Evidence) -> list[Finding]:
             (scaled_rate(evidence, 0.1), *_STEADIER),
         )
     ]
+
+
+def _bad_places(evidence: Evidence, step: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the layers and the variables that are not finite at a step, the origin first.
+
+    Nothing where its window has more such steps: a step later the weights are lost, and with
+    them everything else.
+    """
+    log = evidence.gradients
+    window = int(np.searchsorted(log.window_steps[:, 1], step))
+    start, end = log.window_steps[window]
+    steps = log.steps[(log.steps["step"] >= start) & (log.steps["step"] <= end)]
+    # Steps that loss scaling skipped count here: they are in the window's table too.
+    is_lost = ~np.isfinite(steps["raw_norm"]) | (~np.isfinite(steps["loss"]) & log.header.has_loss)
+    if is_lost.sum() > 1:
+        return (), ()
+    outputs = log.activation("nonfinite_count/max")[window] > 0
+    layers = tuple(str(name) for name in np.array(log.header.activations)[outputs])
+    norms = log.stat("raw_norm/max")[window]
+    order = log.header.order or tuple(range(len(norms)))
+    return layers, evidence.paths_of(i for i in reversed(order) if not np.isfinite(norms[i]))
 
 
 @rule("overflow", rank=1)
@@ -107,8 +132,8 @@ def vanishing(evidence: Evidence) -> list[Finding]:
     offsets alone are below the bound. Where the quarter is exactly 0, the smallest norm
     that is not 0 stands for it: behind a dead layer everything is 0, and that is not to vanish.
     Threshold: r < 1e-3 in 60 % of the windows. An error if also the update ratio of that
-    quarter is below 1e-5, or r below 1e-5; else a warning: an optimizer like Adam scales
-    small gradients up again, and their noise with them.
+    quarter (`Evidence.update_ratios`) is below 1e-5, or r below 1e-5; else a warning: an
+    optimizer like Adam scales small gradients up again, and their noise with them.
     Source: AUTOTRAINER (Zhang et al. 2021), first over last below 1e-3; the quarter in
     place of the first kernel alone, which may be of another kind.
     Wrong when: the last kernel is far larger than all others together, or the first ones
@@ -136,8 +161,7 @@ def vanishing(evidence: Evidence) -> list[Finding]:
     name = "kernels" if medians["kernels"] < bound else min(medians, key=lambda k: medians[k])
     indices = _ladders(evidence)[name]
     quarter = max(1, len(indices) // 4)
-    updates = evidence.gradients.stat("update_ratio/median")[windows[fired]]
-    quarter_updates = updates[:, evidence.kernel_indices[:quarter]]
+    quarter_updates = evidence.update_ratios(windows[fired])[:, :quarter]
     update = float(nan_median(quarter_updates)) if np.isfinite(quarter_updates).any() else 0.0
     profile = np.median(evidence.table("raw_norm/median", windows[fired], indices), axis=0)
     order = np.argsort(profile, kind="stable")
@@ -164,8 +188,14 @@ _IN_WORDS = {"kernels": "kernels", "offsets": "offsets (biases and betas)"}
 
 
 def _ladders(evidence: Evidence) -> dict[str, np.ndarray]:
-    """Return what is compared from the first layer to the last: kernels, and offsets if many."""
+    """Return what is compared from the first layer to the last: kernels, and offsets if many.
+
+    Raises:
+        CannotJudge: If there are fewer than two kernels.
+    """
     ladders = {"kernels": evidence.kernel_indices}
+    if len(ladders["kernels"]) < 2:
+        raise CannotJudge("the model has fewer than two kernels to compare")
     # Two or three of them would be the head's and a neighbour's.
     if len(evidence.offset_indices) >= 4:
         ladders["offsets"] = evidence.offset_indices
@@ -220,11 +250,17 @@ def exploding(evidence: Evidence) -> list[Finding]:
     with depth as fast as gradients grow towards the first layer, all kernels have alike
     gradients, and only offsets tell. These count if they do so in the first window too:
     kernels that grow to reach large targets are no illness. s = share of the steps whose
-    raw norm is over ten times the median of the 50 finite steps before.
+    raw norm is over ten times the median of the 50 finite steps before. With one kernel there
+    is s alone.
     Threshold: r > 70 in 60 % of the windows; or s > 0.05.
     Source: AUTOTRAINER, 70; trainproof, spikes of ten times the median.
     Wrong when: the head's gradient is tiny because the training has converged.
     """
+    has_ladder = len(evidence.kernel_indices) > 1
+    return [*(_growth(evidence) if has_ladder else []), *_spikes(evidence)]
+
+
+def _growth(evidence: Evidence) -> list[Finding]:
     windows = evidence.windows
     ratios = {
         name: _first_over_last(evidence, indices, windows)
@@ -238,26 +274,25 @@ def exploding(evidence: Evidence) -> list[Finding]:
     ratio = np.where(known, stacked, -np.inf).max(axis=0)
     can_tell = known.any(axis=0)
     fired = can_tell & (ratio > 70)
-    findings = []
-    if can_tell.any() and fired.sum() >= PERSISTENT * can_tell.sum():
-        worst = float(np.median(ratio[fired]))
-        quarter = max(1, len(evidence.kernel_indices) // 4)
-        findings.append(
-            Finding(
-                "exploding",
-                "error",
-                f"gradients explode: the first quarter of the layers gets {worst:.3g} times the "
-                "norm of the last one",
-                evidence.kernel_paths[:quarter],
-                evidence.steps_of(windows[fired]),
-                {"ratio": worst},
-                {"ratio": 70},
-                int(fired.sum()),
-                int(can_tell.sum()),
-                (*_STEADIER, scaled_rate(evidence, 0.1)),
-            )
+    if not can_tell.any() or fired.sum() < PERSISTENT * can_tell.sum():
+        return []
+    worst = float(np.median(ratio[fired]))
+    quarter = max(1, len(evidence.kernel_indices) // 4)
+    return [
+        Finding(
+            "exploding",
+            "error",
+            f"gradients explode: the first quarter of the layers gets {worst:.3g} times the "
+            "norm of the last one",
+            evidence.kernel_paths[:quarter],
+            evidence.steps_of(windows[fired]),
+            {"ratio": worst},
+            {"ratio": 70},
+            int(fired.sum()),
+            int(can_tell.sum()),
+            (*_STEADIER, scaled_rate(evidence, 0.1)),
         )
-    return findings + _spikes(evidence)
+    ]
 
 
 def _spikes(evidence: Evidence) -> list[Finding]:

@@ -26,7 +26,7 @@ def large_updates(evidence: Evidence) -> list[Finding]:
     Threshold: 0.5, where 1e-3 is usual; 10.
     Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-1, and ten times the norm; 0.5
     here, for Muon on kernels of fixed norm takes 0.1 on purpose.
-    Wrong when: weights start at zero or nearly so.
+    Wrong when: weights start next to zero, or a model of one kernel has large targets to reach.
     """
     every = np.arange(len(evidence.gradients.window_steps))
     largest = nan_median(evidence.kernels("update_ratio/max", every), axis=1)
@@ -65,7 +65,8 @@ def small_updates(evidence: Evidence) -> list[Finding]:
     Formula: norm of the update over norm of the weight, median over the kernels and over a
     window in which the schedule has not brought the learning rate below a tenth, if no
     window of the first quarter has more: steps that get small later have arrived somewhere,
-    or are stuck.
+    or are stuck. Where the median over a window is 0, its largest: the optimizer may
+    accumulate the gradients of several steps for one update.
     Threshold: below 1e-5 in 60 % of the windows; 1e-3 is usual.
     Source: Karpathy 2015 (cs231n), about 1e-3; torchmortem, 1e-5.
     Wrong when: a pre-trained model is only to be touched.
@@ -73,9 +74,9 @@ def small_updates(evidence: Evidence) -> list[Finding]:
     active = evidence.active_windows
     if not len(active):
         raise CannotJudge("the learning rate has not come to a tenth of its peak")
-    usual = nan_median(evidence.kernels("update_ratio/median", active), axis=1)
+    usual = nan_median(evidence.update_ratios(active), axis=1)
     every = np.arange(len(evidence.gradients.window_steps))
-    first = evidence.kernels("update_ratio/median", every[: len(every) // 4 + 1])
+    first = evidence.update_ratios(every[: len(every) // 4 + 1])
     was_larger = bool((nan_median(first, axis=1) >= 1e-5).any())
     fired = usual < 1e-5
     if fired.sum() < PERSISTENT * len(active) or was_larger:
@@ -117,10 +118,14 @@ def clipping(evidence: Evidence) -> list[Finding]:
     Formula: share of the steps in which the whole gradient was shorter after clipping, and
     the median of its norm after clipping over before, in those.
     Threshold: from half of the steps on, a warning if what is left is below a tenth, an error
-    below a hundredth; a note if a bound acts in fewer than 0.1 % of 100 steps or more.
+    below a hundredth; a note if a bound acts in fewer than 0.1 % of 100 steps or more. A note
+    too if the optimizer normalizes its steps (Adam, Lion, Muon, RMSprop), for a bound that
+    always acts then only changes the weight of single batches. Which one it is, the config
+    tells; without one, steps of a usual size do: a median update ratio of the kernels above
+    1e-4.
     Source: the project's own; no peer records it. Pascanu et al. 2013 clip what is rare.
-    Wrong when: the optimizer normalizes its steps (Adam, Lion, Muon, RMSprop): a bound that always
-    acts then only changes the weight of single batches, and this is a note.
+    Wrong when: without a config, steps of SGD are of a usual size although they are clipped:
+    a large learning rate was set for it, and this is a note.
     """
     log = evidence.gradients
     if not log.header.clipping:
@@ -148,12 +153,11 @@ def clipping(evidence: Evidence) -> list[Finding]:
     left = float(np.median(clipped[acts] / raw[acts])) if acts.any() else 1.0
     if share <= 0.5 or left >= 0.1:
         return []
-    kind = "" if evidence.config is None else evidence.config.optimizer.kind
     usual = float(f"{np.percentile(raw[known], 90):.2g}")
     return [
         Finding(
             "clipping",
-            _severity_of_clipping(kind, left),
+            _severity_of_clipping(evidence, left),
             f"{name}: {bound:g} acts in {share:.0%} of the steps and leaves {left:.1%} of the "
             "gradient: it is the learning rate that you set with it",
             steps=steps,
@@ -169,10 +173,24 @@ def clipping(evidence: Evidence) -> list[Finding]:
     ]
 
 
-def _severity_of_clipping(optimizer: str, left: float) -> Severity:
-    if optimizer in ("adam", "adamw", "lion", "muon", "rmsprop"):
+def _severity_of_clipping(evidence: Evidence, left: float) -> Severity:
+    if evidence.config is None:
+        # What is clipped at every step is no smaller than it is meant to be, only rescaled.
+        is_rescaled = _has_usual_steps(evidence)
+    else:
+        kind = evidence.config.optimizer.kind
+        is_rescaled = kind in ("adam", "adamw", "lion", "muon", "rmsprop")
+    if is_rescaled:
         return "note"
     return "error" if left < 0.01 else "warning"
+
+
+def _has_usual_steps(evidence: Evidence) -> bool:
+    try:
+        ratios = evidence.update_ratios(np.arange(len(evidence.gradients.window_steps)))
+    except CannotJudge:
+        return False
+    return bool(nan_median(nan_median(ratios, axis=1)) > 1e-4)
 
 
 @rule("regularizer", rank=2)
