@@ -128,7 +128,8 @@ def read_image(path: Path, image_size: tuple[int, int], content: bytes | None = 
         Shape (height, width, 3), uint8.
 
     Raises:
-        DataError: If it is no image, damaged, or too large.
+        DataError: If it is no image, damaged, too large, or a link to a file that is gone.
+        FileNotFoundError: If there is no such file.
     """
     height, width = image_size
 
@@ -140,6 +141,8 @@ def read_image(path: Path, image_size: tuple[int, int], content: bytes | None = 
             image = _as_rgb(ImageOps.exif_transpose(file))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     except FileNotFoundError as error:
+        if not path.is_symlink():
+            raise
         raise DataError(
             f"{path} is a link to a file that does not exist. Delete or replace it"
         ) from error
