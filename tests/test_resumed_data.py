@@ -97,7 +97,9 @@ def test_another_number_of_steps_an_epoch_is_refused(stopped: RunDir) -> None:
     stopped.config.write_text(
         stopped.config.read_text().replace("batch_size: 20", "batch_size: 30")
     )
-    with pytest.raises(RunDirectoryError, match=r"3 steps, before 4; has fit\.batch_size"):
+    with pytest.raises(
+        RunDirectoryError, match=r"steps of an epoch, by fit\.batch_size \(4, now 3\)"
+    ):
         resume(stopped, command=["trainer"])
 
 

@@ -20,16 +20,20 @@ _FIXED = {
     "image_shape": "the size of the images",
     "num_train": "the number of training images",
     "num_validation": "the number of validation images",
+    "epoch_steps": "the steps of an epoch, by fit.batch_size",
 }
 
 
-def keep_data_facts(run: RunDir, config: Config, data: TrainingData, is_resumed: bool) -> None:
+def keep_data_facts(
+    run: RunDir, config: Config, data: TrainingData, epoch_steps: int, is_resumed: bool
+) -> None:
     """Write `data.json` and `train_digests.npy`.
 
     Args:
         run: Whose directory exists.
         config: Of the run.
         data: What it trains on.
+        epoch_steps: Steps of an epoch.
         is_resumed: Whether the run has begun with data that these must be equal to.
 
     Raises:
@@ -49,6 +53,7 @@ def keep_data_facts(run: RunDir, config: Config, data: TrainingData, is_resumed:
         "image_shape": list(train.image_shape),
         "num_train": train.num_images,
         "num_validation": 0 if validation is None else validation.num_images,
+        "epoch_steps": epoch_steps,
         "label_noise": config.data.label_noise,
         "num_wrong_labels": data.num_wrong_labels,
         "splits": {
@@ -60,7 +65,8 @@ def keep_data_facts(run: RunDir, config: Config, data: TrainingData, is_resumed:
     changed = _changes(run, facts, sorted_digests) if is_resumed else []
     if changed:
         raise RunDirectoryError(
-            f"{run.path}: a run goes on only with the data that it began with. Changed since: "
+            f"{run.path}: a run goes on only with the data and the batches that it began with. "
+            "Changed since: "
             f"{', '.join(changed)}. Put them back, or train anew from {run.config}"
         )
     write_atomically(run.train_digests, lambda path: np.save(path, sorted_digests))

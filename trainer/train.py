@@ -33,7 +33,6 @@ from trainer.run_data import keep_data_facts
 from trainer.run_dir import (
     RunDir,
     State,
-    read_history,
     write_atomically,
     write_json,
     write_text,
@@ -149,8 +148,8 @@ def _run(
     supervision: Supervision | None = None,
 ) -> None:
     epoch_steps = steps_per_epoch(data.train.num_images, config.fit.batch_size)
-    keep_data_facts(run, config, data, is_resumed)
-    _check(config, run, data, runtime, epoch_steps, is_resumed)
+    keep_data_facts(run, config, data, epoch_steps, is_resumed)
+    _check(config, data, runtime, epoch_steps)
     write_json(run.environment, describe_environment(runtime, command, config.seed))
     with runtime.scope():
         model = build_compiled(config, data.train, runtime, epoch_steps)
@@ -172,15 +171,8 @@ def _run(
     write_atomically(run.model, model.save)
 
 
-def _check(
-    config: Config,
-    run: RunDir,
-    data: TrainingData,
-    runtime: Runtime,
-    epoch_steps: int,
-    is_resumed: bool,
-) -> None:
-    """Find what only the data, the devices and the run so far tell, before a step is taken."""
+def _check(config: Config, data: TrainingData, runtime: Runtime, epoch_steps: int) -> None:
+    """Find what only the data and the devices tell, before a step is taken."""
     batch_size, replicas = config.fit.batch_size, runtime.num_replicas
     if epoch_steps % config.runtime.steps_per_execution:
         raise ConfigError(
@@ -198,13 +190,6 @@ def _check(
         raise ConfigError(
             "model.stages: stem and stages together must not down-sample by more than the image "
             f"has pixels. Received: {config.model.total_strides} of {side} pixels"
-        )
-    rows = read_history(run.history) if is_resumed and run.history.exists() else []
-    if rows and int(rows[0]["step"]) != epoch_steps:
-        raise RunDirectoryError(
-            f"{run.path}: a run goes on only with epochs of as many steps as it began with. "
-            f"Received: {epoch_steps} steps, before {rows[0]['step']:.0f}; has fit.batch_size "
-            f"of {run.config} changed?"
         )
 
 
