@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from recorded_models import OwnStep
 from saved_models import dense, save, save_arrays
 from test_diagnosis import diagnosed, finding, sgd, stack
 
@@ -30,18 +30,6 @@ class Length(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         return keras.ops.sqrt(keras.ops.sum(x * x, axis=-1, keepdims=True))
-
-
-class OwnStep(keras.Model):
-    """Does not tell its loss to the optimizer."""
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(x, y, self(x, training=True))
-        grads = tape.gradient(loss, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(grads, self.trainable_variables, strict=True))
-        return {"loss": loss}
 
 
 def lost_at(step: int, value: float, folder: Path, kind: type[keras.Model] = keras.Model) -> Any:
