@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,16 @@ def test_another_number_of_steps_an_epoch_is_refused(stopped: RunDir) -> None:
         RunDirectoryError, match=r"steps of an epoch, by fit\.batch_size \(4, now 3\)"
     ):
         resume(stopped, command=["trainer"])
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_that_were_found_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("trainer.train")
+    set_up = module.set_up
+    monkeypatch.setattr(module, "set_up", lambda *a: replace(set_up(*a), num_replicas=3))
+    with pytest.raises(ConfigError, match="Received: 20 over 3 devices"):
+        train_on(tmp_path, SOURCE.replace("COUNT", "100"))
 
 
 def test_a_network_that_uses_the_images_up_is_refused(tmp_path: Path) -> None:
