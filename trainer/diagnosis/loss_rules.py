@@ -206,11 +206,14 @@ def overfitting(evidence: Evidence) -> list[Finding]:
     """Validation that gets worse while training gets better.
 
     Formula: median validation loss of the last three epochs over the best one, if that came
-    before them; training less validation accuracy, the same way.
-    Threshold: 1.2 and 0.1.
-    Source: trainproof, 1.2 after four epochs; SageMaker Debugger, a gap of a tenth.
+    before them; training less validation accuracy, the same way; the rise of the loss over
+    the deviation of an epoch, from the second differences of the losses, which a trend hardly
+    changes.
+    Threshold: 1.2, 0.1 and 3.
+    Source: trainproof, 1.2 after four epochs; SageMaker Debugger, a gap of a tenth; Gasser,
+    Sroka and Jennen-Steinmetz 1986 for the differences, with their median.
     Wrong when: augmentation or label smoothing make the training set the harder one, which
-    hides it; few validation images, which make it noisy.
+    hides it; it sets in within a few epochs of a steep fall, and is named some epochs later.
     """
     rows = _validated(evidence, at_least=5)
     losses = np.array([row["val_loss"] for row in rows])
@@ -221,6 +224,11 @@ def overfitting(evidence: Evidence) -> list[Finding]:
     # One that has just been reached is no rise.
     if losses.argmin() >= len(losses) - 3:
         return []
+    # A large rate moves the validation loss from epoch to epoch, and the best one was luck.
+    rise = late - float(losses.min())
+    noise = _deviation_of_an_epoch(losses)
+    if rise <= 3 * noise:
+        return []
     best = rows[int(losses.argmin())]
     return [
         Finding(
@@ -230,8 +238,12 @@ def overfitting(evidence: Evidence) -> list[Finding]:
             f"{late:.3g} now; training is {gap:.1%} ahead in accuracy",
             (),
             (int(best.get("step", 0)), int(rows[-1].get("step", 0))),
-            {"end_over_best": late / max(float(losses.min()), 1e-9), "gap": gap},
-            {"end_over_best": 1.2, "gap": 0.1},
+            {
+                "end_over_best": late / max(float(losses.min()), 1e-9),
+                "gap": gap,
+                "rise_over_noise": rise / max(noise, 1e-9),
+            },
+            {"end_over_best": 1.2, "gap": 0.1, "rise_over_noise": 3.0},
             int(np.sum(losses > 1.2 * losses.min())),
             len(losses),
             (
@@ -314,6 +326,15 @@ def _losses(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
     if known.sum() < 3:
         raise CannotJudge("fewer than three windows have a finite loss")
     return losses[known], windows[known]
+
+
+def _deviation_of_an_epoch(losses: np.ndarray) -> float:
+    """Return the standard deviation of single epochs about the curve of their losses (epochs,).
+
+    The second difference of independent values has six times their variance; 1.4826 times the
+    median size is the deviation of a normal variable.
+    """
+    return float(1.4826 * np.median(np.abs(np.diff(losses, 2))) / math.sqrt(6))
 
 
 def _validated(evidence: Evidence, at_least: int) -> list[dict[str, float]]:
