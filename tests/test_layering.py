@@ -26,7 +26,7 @@ FLOORS = (
         "terminal",
         "pages",
     },
-    {"diagnosis", "runs"},
+    {"diagnosis", "runs", "non_finite"},
     {"live", "report", "closing", "event_files"},
     {"compare"},
     {"quiet", "kernel_gradient", "bias", "bias_sums"},

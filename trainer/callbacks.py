@@ -20,7 +20,8 @@ from trainer.errors import NonFiniteError
 from trainer.gradient_hook import StepHook, clipping_of
 from trainer.gradient_log import GradientLog, GradientLogWriter, LogHeader, first_to_last_ratio
 from trainer.log_frames import LogWindow
-from trainer.recorded_steps import ACTIVATIONS, RecordedSteps
+from trainer.non_finite import describe_non_finite
+from trainer.recorded_steps import RecordedSteps
 from trainer.window_buffer import WindowBuffer, batch_norms_of, describe
 
 
@@ -316,43 +317,3 @@ class GradientRecorder(keras.callbacks.Callback):
         if not self.has_warned:
             self.has_warned = True
             self._say(f"warning: {message}")
-
-
-def describe_non_finite(window: RecordedSteps, header: LogHeader) -> str | None:
-    """Say where a window's first loss or gradient is not finite, or None.
-
-    Steps that loss scaling skipped are in order: that is how it finds its scale.
-    """
-    steps = window.steps
-    is_bad_loss = ~np.isfinite(steps["loss"]) & header.has_loss
-    is_bad = is_bad_loss | (~np.isfinite(steps["raw_norm"]) & (steps["skipped"] != 1))
-    if not is_bad.any():
-        return None
-    index = int(np.argmax(is_bad))
-    row = steps[index]
-    bad_gradients = ~np.isfinite(window.norms[index, :, 0])
-    what = []
-    if is_bad_loss[index]:
-        what.append(f"the loss is {row['loss']}")
-    if bad_gradients.any():
-        what.append(f"the gradient of {_first_of(header.paths, bad_gradients)} is not finite")
-    return (
-        f"step {row['step']}: {' and '.join(what)}{_forward_pass(window, index, header)} "
-        f"(learning rate {row['learning_rate']:.3g}). "
-        "Try a lower learning rate, a warm-up, or clipping (optimizer.global_clipnorm: 1.0)"
-    )
-
-
-def _forward_pass(window: RecordedSteps, index: int, header: LogHeader) -> str:
-    """Whether the outputs of layers were finite at a step; nothing if that is not known."""
-    if not window.has_activations[index]:
-        return ""
-    counts = window.activations[index, :, ACTIVATIONS.index("nonfinite_count")]
-    if not (counts > 0).any():
-        return "; the recorded layers' outputs are all finite"
-    return f"; already the output of {_first_of(header.activations, counts > 0)} is not"
-
-
-def _first_of(names: Sequence[str], is_bad: np.ndarray) -> str:
-    more = f" and {is_bad.sum() - 1} more" if is_bad.sum() > 1 else ""
-    return f"{names[int(np.argmax(is_bad))]}{more}"
