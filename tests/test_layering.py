@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A name is a module or a package, whose modules may import each other.
 FLOORS = (
     {"errors"},
+    {"locks"},
     {"config", "run_dir", "recorded_steps"},
     {"log_frames"},
     {
@@ -59,7 +60,7 @@ FLOORS = (
     {"__init__", "__main__"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-FIRST_WITH_KERAS = 7
+FIRST_WITH_KERAS = 8
 FILES = {
     path: path.relative_to(ROOT / "trainer").with_suffix("").parts[0]
     for path in sorted((ROOT / "trainer").rglob("*.py"))

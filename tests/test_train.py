@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from tiny import environment, run_trainer, trainer_command, write_tiny_config
+from tiny import environment, run_trainer, train_tiny, trainer_command, write_tiny_config
 
 from trainer.checkpoint import list_checkpoints
 from trainer.config import load_config
@@ -22,11 +22,6 @@ from trainer.train import resume, train
 
 EPOCHS = ("fit.epochs=20",)
 STEPS_PER_EPOCH = 9  # 180 training images in batches of 20
-
-
-def train_tiny(folder: Path, *overrides: str) -> RunDir:
-    config = load_config(write_tiny_config(folder), overrides)
-    return train(config, runs_dir=folder / "runs", command=["trainer", "train"])
 
 
 def weights_of(run: RunDir) -> list[np.ndarray]:
@@ -56,6 +51,7 @@ def test_a_run_directory_holds_every_artifact(run: RunDir) -> None:
         "checkpoints",
         "model.keras",
         "status.json",
+        ".lock",
     }
     assert run.read_status()["state"] == "done"
     assert read_json(run.environment)["command"] == ["trainer", "train"]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from trainer.run_dir import RunDir
+
 TINY_CONFIG = """\
 name: tiny
 seed: 3
@@ -24,9 +26,19 @@ runtime: {devices: cpu}
 
 
 def write_tiny_config(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tiny.yaml"
     path.write_text(TINY_CONFIG)
     return path
+
+
+def train_tiny(folder: Path, *overrides: str) -> RunDir:
+    """Train it in this process."""
+    from trainer.config import load_config
+    from trainer.train import train
+
+    config = load_config(write_tiny_config(folder), overrides)
+    return train(config, runs_dir=folder / "runs", command=["trainer", "train"])
 
 
 def trainer_command(*arguments: str | Path) -> list[str]:

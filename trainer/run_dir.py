@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import RunDirectoryError
+from trainer.locks import is_locked
 
 State = Literal["running", "done", "failed", "interrupted"]
 
@@ -155,24 +157,33 @@ class RunDir:
                 "state": state,
                 "pid": os.getpid(),
                 "process": process_id(os.getpid()),
+                "host": socket.gethostname(),
                 "time": time.strftime("%FT%T%z"),
                 **details,
             },
         )
 
     def read_status(self) -> dict[str, Any]:
-        """Return `status.json`; a running state of a dead process on this machine is `killed`.
+        """Return `status.json`; a running state of a process that has ended is `killed`.
+
+        The lock of the run tells, from other machines too. A run of before there was one, or
+        a file system without locks, leaves the process, which must be of this machine.
 
         Raises:
             RunDirectoryError: If it is missing or damaged.
         """
         status = read_json(self.status)
-        pid = int(status.get("pid", 0))
-        # After a reboot, or in the next container, the number may be another process'.
-        is_same = status.get("process") in (None, process_id(pid))
-        if status.get("state") == "running" and not (is_alive(pid) and is_same):
+        if status.get("state") == "running" and not self._is_running(status):
             status["state"] = "killed"
         return status
+
+    def _is_running(self, status: Mapping[str, Any]) -> bool:
+        is_held = is_locked(self.path)
+        if is_held is not None:
+            return is_held
+        pid = int(status.get("pid", 0))
+        # After a reboot, or in the next container, the number may be another process'.
+        return is_alive(pid) and status.get("process") in (None, process_id(pid))
 
 
 def process_id(pid: int) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import keras
@@ -26,6 +26,7 @@ from trainer.errors import (
 )
 from trainer.event_files import require_tensorboard
 from trainer.fitting import Fitting, Supervision
+from trainer.locks import HeldError, NoLocksError, locked
 from trainer.models import build_model
 from trainer.optimizers import build_optimizer
 from trainer.pixels import PixelScaling, whitening_kernel
@@ -40,6 +41,9 @@ from trainer.run_dir import (
 from trainer.runtime import Runtime, describe_environment, set_up
 from trainer.schedules import build_schedule
 from trainer.terminal import say
+
+# Whoever reads the state of a run has its lock for an instant.
+_PATIENCE_SECONDS = 1.0
 
 
 def train(config: Config, *, runs_dir: Path, command: Sequence[str]) -> RunDir:
@@ -61,8 +65,8 @@ def train(config: Config, *, runs_dir: Path, command: Sequence[str]) -> RunDir:
     _say_what_it_is(config, data)
     run = RunDir.create(runs_dir, config.name)
     say(f"run: {run.path}")
-    write_text(run.config, dump_config(config))
-    with _status(run):
+    with _alone(run), _status(run):
+        write_text(run.config, dump_config(config))
         _run(config, run, data, runtime, command, is_resumed=False)
     return run
 
@@ -104,17 +108,19 @@ def resume(run: RunDir, *, command: Sequence[str]) -> RunDir:
     """
     status = run.read_status()
     if status["state"] in ("done", "running"):
-        why = "is done" if status["state"] == "done" else f"still runs (pid {status['pid']})"
+        where = f"pid {status['pid']} on {status.get('host', 'this machine')}"
+        why = "is done" if status["state"] == "done" else f"still runs ({where})"
         raise RunDirectoryError(
             f"{run.path}: only a stopped run can be resumed, and this one {why}"
         )
-    config = load_config(run.config)
-    runtime = _set_up(config)
-    data = load_training_data(config)
-    _say_what_it_is(config, data)
-    say(f"run: {run.path} (resumed)")
-    with _status(run):
-        _run(config, run, data, runtime, command, is_resumed=True)
+    with _alone(run):
+        config = load_config(run.config)
+        runtime = _set_up(config)
+        data = load_training_data(config)
+        _say_what_it_is(config, data)
+        say(f"run: {run.path} (resumed)")
+        with _status(run):
+            _run(config, run, data, runtime, command, is_resumed=True)
     return run
 
 
@@ -231,6 +237,22 @@ def build_compiled(config: Config, split: Split, runtime: Runtime, epoch_steps: 
     # be missing from a checkpoint of the first step.
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+@contextmanager
+def _alone(run: RunDir) -> Iterator[None]:
+    """Keep others from training in a run's directory, where the file system has locks."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run.path, _PATIENCE_SECONDS))
+        except HeldError as held:
+            raise RunDirectoryError(
+                f"{run.path}: this run is being trained by another process (pid {held.holder}). "
+                "Wait for it, or stop it"
+            ) from None
+        except NoLocksError:
+            pass
+        yield
 
 
 @contextmanager

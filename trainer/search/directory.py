@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from trainer import locks
 from trainer.config import Config, dump_config, load_config
-from trainer.errors import RunDirectoryError, SearchError
+from trainer.errors import SearchError
+from trainer.locks import LOCK_FILE, HeldError, NoLocksError
 from trainer.run_dir import write_text
 
 # How far a search goes may change while it goes on; what it looks for may not.
 _LIMITS = ("max_trials", "max_epochs", "max_hours")
-_TRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -88,43 +86,20 @@ def locked(path: Path, what: str = "search", patience: float = 0.0) -> Iterator[
     Raises:
         SearchError: If another process has it; names that one.
     """
-    with _opened(path / ".lock") as file:
-        _wait_for(file, path, what, time.monotonic() + patience)
-        with suppress(OSError):  # On a full disk it holds, though nobody can read whose it is.
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        yield
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _wait_for(file: TextIO, path: Path, what: str, end: float) -> None:
-    while True:
+    with ExitStack() as stack:
         try:
-            # The kernel lets go of it whatever ends the process.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise SearchError(
-                    f"{path}: this {what} is being run by another process (pid {holder}). "
-                    "Wait for it, or stop it"
-                ) from None
-        except OSError as error:
+            stack.enter_context(locks.locked(path, patience))
+        except HeldError as held:
             raise SearchError(
-                f"{path}: this file system has no locks ({error.strerror}), and without them "
-                "two processes could write the same files. Choose another folder"
+                f"{path}: this {what} is being run by another process (pid {held.holder}). "
+                "Wait for it, or stop it"
             ) from None
-        time.sleep(_TRY_SECONDS)
+        except NoLocksError as error:
+            raise SearchError(
+                f"{error}, and without them two processes could write the same files. "
+                "Choose another folder"
+            ) from None
+        yield
 
 
 def begin(path: Path, config: Config, *, resume: bool, restart: bool) -> SearchDir:
@@ -171,7 +146,7 @@ def _put_aside(path: Path) -> None:
     old = path.with_name(f"{path.name}.until-{stamp}")
     old.mkdir()
     for each in path.iterdir():
-        if each.name != ".lock":
+        if each.name != LOCK_FILE:
             shutil.move(str(each), old / each.name)
 
 

@@ -1,0 +1,133 @@
+"""A run is trained by one process at a time, and its lock tells everyone whether it is."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny import train_tiny
+
+from trainer.errors import RunDirectoryError, SearchError
+from trainer.fitting import Fitting
+from trainer.locks import is_locked, locked
+from trainer.run_dir import RunDir, write_json
+from trainer.search import directory
+from trainer.train import resume
+
+HOLD = """
+import sys
+from pathlib import Path
+from trainer.locks import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return train_tiny(tmp_path_factory.mktemp("run"), "fit.epochs=1")
+
+
+@pytest.fixture
+def stopped(trained: RunDir, tmp_path: Path) -> RunDir:
+    """As a killed run is: it says that it is running, and its process is gone."""
+    run = RunDir(Path(shutil.copytree(trained.path, tmp_path / "run")))
+    run.model.unlink()
+    run.write_status("running")
+    return run
+
+
+@contextmanager
+def held_elsewhere(path: Path) -> Iterator[int]:
+    """Another process holds the folder; yields its number."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "held\n"
+        yield process.pid
+        process.stdin.close()
+
+
+def test_a_run_is_running_while_its_lock_is_held_and_killed_after(stopped: RunDir) -> None:
+    # Of this very process, which lives: the number of one on another machine may.
+    assert json.loads(stopped.status.read_text())["pid"] == os.getpid()
+    assert stopped.read_status()["state"] == "killed"
+
+    # And none of this machine has this one.
+    status = json.loads(stopped.status.read_text())
+    write_json(stopped.status, {**status, "pid": 999_999_999, "process": "elsewhere:1"})
+    with held_elsewhere(stopped.path):
+        assert stopped.read_status()["state"] == "running"
+    assert stopped.read_status()["state"] == "killed"
+
+
+def test_a_run_that_another_process_takes_up_is_not_resumed(stopped: RunDir) -> None:
+    with held_elsewhere(stopped.path) as pid:
+        # As long as the other one loads its data, the status is the old one.
+        stopped.write_status("interrupted")
+        before = stopped.status.read_bytes()
+        with pytest.raises(RunDirectoryError, match=rf"pid {pid} on {socket.gethostname()}\)"):
+            resume(stopped, command=["trainer"])
+        assert stopped.status.read_bytes() == before
+
+
+def test_a_training_holds_its_run(
+    stopped: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool | None, str]] = []
+
+    def look(fitting: Fitting, _step: int) -> None:
+        run = fitting.run
+        seen.append((is_locked(run.path), run.read_status()["state"]))
+
+    monkeypatch.setattr(Fitting, "fit_from", look)
+    train_tiny(tmp_path / "new", "fit.epochs=1")
+    resume(stopped, command=["trainer"])
+    assert seen == [(True, "running")] * 2
+    assert is_locked(stopped.path) is False
+
+
+def test_where_there_are_no_locks_a_run_trains_and_a_search_does_not(
+    stopped: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_file: object, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(SearchError, match="has no locks"), directory.locked(tmp_path / "search"):
+        pass
+    # The process alone tells, and this one lives.
+    assert stopped.read_status()["state"] == "running"
+    with pytest.raises(RunDirectoryError, match=rf"still runs \(pid {os.getpid()} on "):
+        resume(stopped, command=["trainer"])
+    stopped.write_status("interrupted")
+    assert resume(stopped, command=["trainer"]).read_status()["state"] == "done"
+
+
+def test_a_lock_is_waited_for_as_long_as_a_reader_has_it(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        pass
+    with open(tmp_path / ".lock") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        # This one has the reader's lock until it ends.
+        sleeper = subprocess.Popen(["sleep", "0.3"], pass_fds=[reader.fileno()])
+    with sleeper:
+        assert is_locked(tmp_path) is False
+        with locked(tmp_path, patience=30):
+            assert sleeper.poll() == 0
+            assert is_locked(tmp_path)
