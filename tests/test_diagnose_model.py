@@ -33,6 +33,33 @@ def far_off(y_true, y_pred):
     return keras.ops.mean(keras.ops.square(y_pred - 5.0), axis=-1)
 """
 
+OWN_OPTIMIZER = """\
+import keras
+import tensorflow as tf
+
+@keras.saving.register_keras_serializable("tests")
+class OwnOptimizer(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.head = keras.layers.Dense(4)
+        self.own = keras.optimizers.SGD(0.01)
+
+    def build(self, input_shape):
+        self.head.build(input_shape)
+        self.own.build(self.head.trainable_variables)
+
+    def call(self, x, training=False):
+        return self.head(x)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        variables = self.head.trainable_variables
+        self.own.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+"""
+
 
 def tried(model: Path, data: Path, **options: Any) -> Any:
     options = {"loss": LOGITS, "optimizer": "adam:learning_rate=0.01", **options}
@@ -161,6 +188,58 @@ def test_several_inputs_are_found_by_number_or_by_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*losses)
     with pytest.raises(DataError, match=r"2 inputs, .* x_0 to x_1, .*\(left, right\).* x \(400, 8"):
         tried(model, save_arrays(tmp_path, x=x, y=y))
+
+
+@pytest.mark.parametrize("has_dict", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_targets_meet_the_losses_that_have_their_names(
+    has_dict: bool, named: bool, tmp_path: Path
+) -> None:
+    # Not in the order of the alphabet, by which Keras flattens a dict.
+    inputs = keras.Input((NUM_FEATURES,))
+    outputs = [
+        keras.layers.Dense(1, kernel_initializer="zeros", name=n)(inputs) for n in ("zed", "abe")
+    ]
+    made = dict(zip(("last", "first"), outputs, strict=True)) if has_dict else outputs
+    names = ["last", "first"] if has_dict else ["zed", "abe"]
+    loss = {names[1]: "mean_absolute_error", names[0]: "mean_squared_error"}
+    model = save(tmp_path, keras.Model(inputs, made), loss=loss, optimizer="sgd")
+    x, _ = blobs()
+    ones = np.ones((len(x), 1), "float32")
+    # Without names they come in the order of the losses, where that of the outputs is unknown.
+    order = names if named or not has_dict else list(loss)
+    wanted = {names[0]: 2 * ones, names[1]: 5 * ones}
+    keys = order if named else ["y_0", "y_1"]
+    targets = {key: wanted[name] for key, name in zip(keys, order, strict=True)}
+    log = tmp_path / "log"
+    data = save_arrays(tmp_path, x=x, **targets)
+    tried(model, data, loss=None, optimizer=None, keep=log, steps=20)
+    assert GradientLog.read(log).steps["loss"][0] == pytest.approx(2**2 + 5)
+
+
+def test_an_optimizer_of_the_train_steps_own_is_told_of(tmp_path: Path) -> None:
+    code = tmp_path / "own_step.py"
+    code.write_text(OWN_OPTIMIZER)
+    from trainer.saved_models import import_user_code
+
+    built = import_user_code(str(code))["OwnOptimizer"]()
+    built(np.zeros((1, NUM_FEATURES)))
+    model = save(tmp_path, built)
+    diagnosis = tried(model, save_arrays(tmp_path), imports=[str(code)], keep=tmp_path / "log")
+    assert diagnosis.exit_code == 2
+    assert "the optimizer that the model is compiled with" in diagnosis.not_judged["vanishing"]
+
+
+def test_a_log_that_cannot_be_kept_is_no_matter_of_the_loss(tmp_path: Path) -> None:
+    model, data = save(tmp_path, dense("relu")), save_arrays(tmp_path)
+    with pytest.raises(RunDirectoryError, match=r"--keep .*file/log: the folder cannot be made"):
+        (tmp_path / "file").write_text("")
+        tried(model, data, keep=tmp_path / "file" / "log")
+    # As it is on a full disk, in the middle of the training.
+    (tmp_path / "log" / "variables.json").mkdir(parents=True)
+    (tmp_path / "log" / "windows.bin").mkdir()
+    with pytest.raises(RunDirectoryError):
+        tried(model, data, keep=tmp_path / "log")
 
 
 def test_a_model_of_custom_code_needs_its_import(tmp_path: Path) -> None:

@@ -141,14 +141,22 @@ class GradientRecorder(keras.callbacks.Callback):
             Its `exit_code` is 0 for a healthy training, 1 with a finding of severity
             error, and 2 if too little was recorded to tell, which `unheard` explains.
         """
+        return diagnose(self.evidence())
+
+    def evidence(self, loss_of_knowing_nothing: float | None = None) -> Evidence:
+        """Gather what was recorded so far.
+
+        Args:
+            loss_of_knowing_nothing: What the best constant answer would lose, if it is known.
+        """
         self.flush()
         if self.model is not None and self._writer is None:
             reason = (
                 "no step was recorded: a train step must call `apply` or `apply_gradients` of "
                 "the optimizer that the model is compiled with"
             )
-            return diagnose(Evidence(None, missing={"log": reason}))
-        return diagnose(Evidence.of_log(self.directory))
+            return Evidence(None, missing={"log": reason})
+        return Evidence.of_log(self.directory, loss_of_knowing_nothing)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         model = self.model

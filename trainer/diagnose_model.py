@@ -17,10 +17,9 @@ import keras
 import numpy as np
 
 from trainer.callbacks import GradientRecorder
-from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import Finding, Remedy
 from trainer.diagnosis.judge import Diagnosis, diagnose
-from trainer.errors import ConfigError, DataError, ModelFileError, RunDirectoryError
+from trainer.errors import ConfigError, DataError, ModelFileError, RunDirectoryError, TrainerError
 from trainer.gradient_log import VARIABLES_FILE
 from trainer.keras_specs import build_loss, build_optimizer
 from trainer.loss_checks import check_targets, loss_of_knowing_nothing, takes_logits_for_shares
@@ -75,7 +74,8 @@ def diagnose_model(trial: Trial) -> Diagnosis:
     _check_place(trial.keep)
     keras.utils.set_random_seed(trial.seed)
     model, loss, loss_weights, optimizer = _load(trial)
-    inputs, targets = read_examples(trial.data, _input_names(model), _output_names(model, loss))
+    output_names = _output_names(model, loss)
+    inputs, targets = read_examples(trial.data, _input_names(model), output_names)
     _check_inputs(trial.data, model, inputs)
     batch_size = min(trial.batch_size, len(next(iter(targets.values()))))
     if found := first_non_finite({**inputs, **targets}):
@@ -93,9 +93,11 @@ def diagnose_model(trial: Trial) -> Diagnosis:
             nothing = nothing * _weight(loss_weights) + added
     with ExitStack() as stack:
         folder = trial.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        batches = _Batches(inputs, targets, batch_size, trial.steps, trial.seed)
-        _train(trial, model, loss, loss_weights, optimizer, batches, folder)
-        diagnosis = diagnose(Evidence.of_log(folder, nothing))
+        # Keras finds the losses of a dict by name, and a tuple's targets by place alone.
+        keys = output_names if isinstance(loss, dict) and len(targets) > 1 else ()
+        batches = _Batches(inputs, targets, batch_size, trial.steps, trial.seed, keys)
+        recorder = _train(trial, model, loss, loss_weights, optimizer, batches, folder)
+        diagnosis = diagnose(recorder.evidence(nothing))
     if is_single and takes_logits_for_shares(outputs[0], loss):
         found_loss = _wrong_loss(loss)
         return replace(diagnosis, findings=(found_loss, *diagnosis.findings))
@@ -103,8 +105,16 @@ def diagnose_model(trial: Trial) -> Diagnosis:
 
 
 def _check_place(keep: Path | None) -> None:
-    if keep is None or not keep.exists():
+    if keep is None:
         return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RunDirectoryError(
+            f"--keep {keep}: the folder cannot be made ({error.strerror})"
+        ) from None
     if not keep.is_dir() or (any(keep.iterdir()) and not (keep / VARIABLES_FILE).is_file()):
         raise RunDirectoryError(
             f"--keep {keep}: the log needs a new folder, an empty one, or that of another log, "
@@ -155,9 +165,9 @@ def _input_names(model: keras.Model) -> list[str]:
 
 
 def _output_names(model: keras.Model, loss: Any) -> list[str]:
-    if isinstance(loss, dict):
-        return list(loss)
-    return list(getattr(model, "output_names", None) or [])
+    names = list(getattr(model, "output_names", None) or [])
+    # What a dict of outputs calls them need not be what their layers are called.
+    return list(loss) if isinstance(loss, dict) and set(loss) != set(names) else names
 
 
 def _check_inputs(path: Path, model: keras.Model, inputs: Arrays) -> None:
@@ -203,7 +213,7 @@ def _train(
     optimizer: keras.optimizers.Optimizer,
     batches: _Batches,
     folder: Path,
-) -> None:
+) -> GradientRecorder:
     window_steps = max(1, min(_LARGEST_WINDOW, trial.steps // _WINDOWS))
     recorder = GradientRecorder(
         folder,
@@ -221,22 +231,40 @@ def _train(
                 optimizer=optimizer, loss=loss, loss_weights=loss_weights, jit_compile=False
             )
             model.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=[recorder])
+    except TrainerError:  # Of the log, which cannot be written.
+        raise
     # A user's layers and losses may raise anything.
     except Exception as error:
         raise DataError(
             f"{trial.model}: the model cannot be trained with {trial.data} and this loss "
             f"({_first_line(error)})"
         ) from error
+    return recorder
 
 
 class _Batches(keras.utils.PyDataset):
-    """As many batches as there are steps; every example comes once before one comes again."""
+    """As many batches as there are steps; every example comes once before one comes again.
+
+    Args:
+        inputs: Of all examples, in the order of the model's.
+        targets: The same; they go by place, or by `keys` where there are some.
+        batch_size: Examples in a step.
+        steps: Of the optimizer.
+        seed: Of the order.
+        keys: What the losses of the targets are called.
+    """
 
     def __init__(
-        self, inputs: Arrays, targets: Arrays, batch_size: int, steps: int, seed: int
+        self,
+        inputs: Arrays,
+        targets: Arrays,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        keys: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self._inputs, self._targets = inputs, targets
+        self._inputs, self._targets, self._keys = inputs, targets, keys
         random = np.random.default_rng(seed)
         count = len(next(iter(inputs.values())))
         rounds = -(-steps * batch_size // count)
@@ -255,6 +283,8 @@ class _Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         rows = self._rows[index]
         picked = [{k: v[rows] for k, v in part.items()} for part in (self._inputs, self._targets)]
+        if self._keys:
+            return _fed(picked[0]), dict(zip(self._keys, picked[1].values(), strict=True))
         return _fed(picked[0]), _fed(picked[1])
 
 
