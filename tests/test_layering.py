@@ -15,7 +15,7 @@ FLOORS = (
     {"errors"},
     {"locks"},
     {"config", "run_dir", "recorded_steps"},
-    {"log_frames"},
+    {"log_frames", "health_events"},
     {
         "gradient_log",
         "named_arrays",

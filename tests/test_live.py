@@ -16,7 +16,8 @@ from trainer.diagnosis import Evidence, Finding
 from trainer.diagnosis.registry import RULES, Rule
 from trainer.errors import NonFiniteError, TrainerError, UnhealthyError
 from trainer.gradient_log import GradientLog, LogHeader
-from trainer.live import LiveDiagnosis, read_events
+from trainer.health_events import read_events
+from trainer.live import LiveDiagnosis
 from trainer.log_frames import LogWindow
 from trainer.run_dir import RunDir, read_history
 from trainer.train import resume, train
@@ -134,6 +135,9 @@ def test_recover_goes_back_with_smaller_steps_and_finishes(
     assert "not finite" in event["reason"] or "loss is" in event["reason"]
     rates = GradientLog.read(run.gradients).steps["learning_rate"]
     np.testing.assert_allclose(rates, 0.03, rtol=1e-5)
+    # Small as they are, they are what the schedule asks for, and are judged.
+    evidence = Evidence.of_run(run)
+    np.testing.assert_array_equal(evidence.active_windows, evidence.windows)
     assert [row["epoch"] for row in read_history(run.history)] == [0, 1, 2]
     assert "back to step 0 with 3e-32 times the learning rate" in capsys.readouterr().err
 

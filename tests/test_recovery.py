@@ -15,7 +15,8 @@ from trainer import fitting
 from trainer.checkpoint import list_checkpoints
 from trainer.errors import InterruptedRun, NonFiniteError, RunDirectoryError, UnhealthyError
 from trainer.gradient_log import GradientLog, LogHeader
-from trainer.live import LiveDiagnosis, num_recoveries, read_events
+from trainer.health_events import num_recoveries, read_events
+from trainer.live import LiveDiagnosis
 from trainer.log_frames import LogWindow
 from trainer.recovery import Recovery
 from trainer.run_dir import RunDir, read_history

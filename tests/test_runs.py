@@ -13,7 +13,7 @@ from tiny import run_trainer, write_tiny_config
 
 from trainer.config import dump_config, load_config
 from trainer.errors import RunDirectoryError
-from trainer.live import add_event
+from trainer.health_events import add_event
 from trainer.run_dir import RunDir, write_history, write_json
 from trainer.runs import find_runs, format_runs
 

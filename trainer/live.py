@@ -18,8 +18,9 @@ from trainer.diagnosis import Evidence, Finding
 from trainer.diagnosis.judge import diagnose, headline
 from trainer.errors import RunDirectoryError, UnhealthyError
 from trainer.gradient_log import GradientLog, LogHeader, read_windows
+from trainer.health_events import add_event, recoveries_of
 from trainer.log_frames import LogWindow
-from trainer.run_dir import RunDir, read_json, write_json
+from trainer.run_dir import RunDir, read_json
 
 _LATEST_WINDOWS = 12
 # Fewer tell nothing: one odd window is no illness.
@@ -55,6 +56,7 @@ class LiveDiagnosis:
         self._on_finding = on_finding
         self._history: Sequence[dict[str, float]] = ()
         self._data = read_json(run.data)
+        self._recoveries = recoveries_of(run)
         self._windows: list[LogWindow] = []
         self._open: dict[str, Finding] = {}
         self._looks_without: dict[str, int] = {}
@@ -102,7 +104,11 @@ class LiveDiagnosis:
             return
         self._has_looked = True
         evidence = Evidence(
-            GradientLog.of(header, self._windows), self._config, self._history, self._data
+            GradientLog.of(header, self._windows),
+            self._config,
+            self._history,
+            self._data,
+            recoveries=self._recoveries,
         )
         diagnosis = diagnose(evidence)
         step = int(window.steps["step"][-1])
@@ -140,6 +146,7 @@ class LiveDiagnosis:
             history: Rows of the epochs before it; the caller goes on appending.
         """
         self._history = history
+        self._recoveries = recoveries_of(self._run)
         self._windows = [each for each in self._windows if each.steps["step"][-1] < step]
         self._open = {k: v for k, v in self._open.items() if v.severity != "error"}
 
@@ -176,31 +183,3 @@ class LiveDiagnosis:
                 "thresholds": finding.thresholds,
             }
         add_event(self._run, step, event, **details)
-
-
-def add_event(run: RunDir, step: int, event: str, **details: Any) -> None:
-    """Append an event to the run's `health.json`."""
-    events = read_events(run)
-    write_json(run.health, {"events": [*events, {"step": step, "event": event, **details}]})
-
-
-def read_events(run: RunDir) -> list[dict[str, Any]]:
-    """Return the events of a run, oldest first; none if nothing happened.
-
-    Raises:
-        RunDirectoryError: If `health.json` is damaged.
-    """
-    if not run.health.exists():
-        return []
-    events = read_json(run.health).get("events")
-    if not isinstance(events, list) or not all(isinstance(each, dict) for each in events):
-        raise RunDirectoryError(
-            f"{run.health}: this artifact is damaged (no list of events). Without the file, the "
-            "recoveries of the run are counted from 0"
-        )
-    return events
-
-
-def num_recoveries(run: RunDir) -> int:
-    """Return how often a run went back to a healthy checkpoint."""
-    return sum(event.get("event") == "recovered" for event in read_events(run))

@@ -7,7 +7,7 @@ import keras
 from trainer.checkpoint import drop_checkpoints_after, restore_latest, save_checkpoint
 from trainer.config import Config
 from trainer.errors import TrainerError
-from trainer.live import add_event, num_recoveries
+from trainer.health_events import add_event, num_recoveries
 from trainer.run_dir import RunDir
 from trainer.schedules import build_schedule
 from trainer.terminal import say

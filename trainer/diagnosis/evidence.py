@@ -15,6 +15,7 @@ from trainer.config import Config, load_config
 from trainer.diagnosis.finding import CannotJudge
 from trainer.errors import RunDirectoryError
 from trainer.gradient_log import VARIABLES_FILE, GradientLog
+from trainer.health_events import recoveries_of
 from trainer.run_dir import RunDir, read_history, read_json
 
 # Steps before the first one that counts: an optimizer and normalization find their feet.
@@ -36,6 +37,8 @@ class Evidence:
         missing: Why something is not there, by its name.
         loss_of_knowing_nothing: Of the best constant answer, with what the model adds to its
             loss at the start; None if it is not known.
+        recoveries: The step that each went on from, and the share of the schedule's learning
+            rate from there on.
     """
 
     log: GradientLog | None
@@ -44,6 +47,7 @@ class Evidence:
     data: dict[str, Any] | None = None
     missing: dict[str, str] = field(default_factory=dict)
     loss_of_knowing_nothing: float | None = None
+    recoveries: Sequence[tuple[int, float]] = ()
 
     @classmethod
     def at(cls, path: Path | str) -> Evidence:
@@ -93,6 +97,7 @@ class Evidence:
             history=history,
             data=attempt("data", lambda: read_json(run.data)),
             missing=missing,
+            recoveries=attempt("health", lambda: recoveries_of(run)) or (),
         )
 
     @classmethod
@@ -146,7 +151,11 @@ class Evidence:
     @cached_property
     def active_windows(self) -> np.ndarray:
         """Indices of the windows in which the schedule asks for real steps; none in a warm-up."""
-        rates = self.of_windows("learning_rate", self.windows)
+        first_steps = self.gradients.window_steps[:, 0]
+        left = np.ones(len(first_steps))
+        for step, share in self.recoveries:
+            left[first_steps >= step] = share
+        rates = self.of_windows("learning_rate", self.windows) / left[self.windows]
         # A training that goes on may not have come to its peak yet.
         peak = 0.0 if self.config is None else self.config.optimizer.learning_rate
         return self.windows[rates >= _ACTIVE_SHARE * max(peak, np.max(rates))]
