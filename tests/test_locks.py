@@ -1,4 +1,4 @@
-"""A run is trained by one process at a time, and its lock tells everyone whether it is."""
+"""Runs and searches have one process at a time, and their locks tell everyone whether they do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 from tiny import train_tiny
+from tiny_searches import write_search
 
+from trainer.config import load_config
 from trainer.errors import RunDirectoryError, SearchError
 from trainer.fitting import Fitting
 from trainer.locks import is_locked, locked
@@ -131,3 +133,47 @@ def test_a_lock_is_waited_for_as_long_as_a_reader_has_it(tmp_path: Path) -> None
         with locked(tmp_path, patience=30):
             assert sleeper.poll() == 0
             assert is_locked(tmp_path)
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Path:
+    """A search with one trial, of which nothing but the names matters here."""
+    path = tmp_path / "search"
+    for name in ("oracle/state", "trials/0001-abc/.lock", "config.yaml"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("")
+    return path
+
+
+def test_a_search_is_put_aside_when_the_last_of_its_workers_has_ended(
+    search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(write_search(tmp_path))
+    monkeypatch.setattr(directory, "ENDING_SECONDS", 0.1)
+    with held_elsewhere(search / "trials/0001-abc") as pid:
+        with pytest.raises(SearchError, match=rf"this trial is being run .*pid {pid} "):
+            directory.begin(search, config, resume=False, restart=True)
+        assert (search / "oracle/state").exists()
+    directory.begin(search, config, resume=False, restart=True)
+    [old] = tmp_path.glob("search.until-*")
+    assert (old / "trials/0001-abc").is_dir() and not (search / "trials").exists()
+
+
+def test_a_search_that_was_put_aside_half_way_is_put_aside_again(
+    search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(write_search(tmp_path))
+    move = shutil.move
+
+    def stop_at_trials(source: str, target: Path) -> None:
+        if source.endswith("trials"):
+            raise KeyboardInterrupt
+        move(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(directory.shutil, "move", stop_at_trials)
+        directory.begin(search, config, resume=False, restart=True)
+    with pytest.raises(SearchError, match="there is a search already"):
+        directory.begin(search, config, resume=False, restart=False)
+    directory.begin(search, config, resume=False, restart=True)
+    assert {each.name for each in search.iterdir()} == {"config.yaml"}

@@ -18,6 +18,8 @@ from trainer.run_dir import write_text
 
 # How far a search goes may change while it goes on; what it looks for may not.
 _LIMITS = ("max_trials", "max_epochs", "max_hours")
+# A process that was stopped, or lost the chief of its search, ends its step and saves.
+ENDING_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,15 @@ def changes(path: Path, config: Config) -> list[str]:
 def _put_aside(path: Path) -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     old = path.with_name(f"{path.name}.until-{stamp}")
-    old.mkdir()
-    for each in path.iterdir():
-        if each.name != LOCK_FILE:
+    with ExitStack() as trials:
+        # Workers that a `kill -9` of their chief has left would go on to write in the new search.
+        for lock in sorted(path.glob(f"trials/*/{LOCK_FILE}")):
+            trials.enter_context(locked(lock.parent, "trial", ENDING_SECONDS))
+        old.mkdir(exist_ok=True)
+        config = SearchDir(path).config
+        kept = [each for each in path.iterdir() if each.name not in (LOCK_FILE, config.name)]
+        # The config last: as long as it is there, it is a search, and can be put aside.
+        for each in (*kept, config):
             shutil.move(str(each), old / each.name)
 
 

@@ -34,7 +34,7 @@ from trainer.errors import (
 )
 from trainer.fitting import Supervision
 from trainer.run_dir import RunDir, read_history, read_json, write_text
-from trainer.search.directory import locked
+from trainer.search.directory import ENDING_SECONDS, locked
 from trainer.search.inheritance import inherit
 from trainer.search.pruning import PAST_HELP, is_finite, trails_the_median, worst_score
 from trainer.search.trial_data import training_data
@@ -54,8 +54,6 @@ from trainer.train import train_under
 
 # A process that dies before the next checkpoint, so often in a row, dies of the trial.
 MOST_ATTEMPTS = 3
-# A process that was stopped, or lost the chief of the search, ends its step and saves.
-_PATIENCE_SECONDS = 120.0
 # What every other trial would meet too: the search stops, and nothing is lost.
 _FATAL = (DataError, RuntimeSetupError, RunDirectoryError, MissingDependencyError, SearchError)
 
@@ -112,7 +110,7 @@ def run_trial(request: TrialRequest, command: Sequence[str]) -> Outcome:
     known = known_outcome(request)
     if known is not None:
         return known
-    with locked(request.path, "trial", _PATIENCE_SECONDS):
+    with locked(request.path, "trial", ENDING_SECONDS):
         # Whoever had it meanwhile may have ended it.
         return known_outcome(request) or _Trial(request).run(command)
 
@@ -126,7 +124,7 @@ def known_outcome(request: TrialRequest) -> Outcome | None:
 
 def give_up(request: TrialRequest, reason: str) -> Outcome:
     """End a trial whose process dies of it, and return its outcome."""
-    with locked(request.path, "trial", _PATIENCE_SECONDS):
+    with locked(request.path, "trial", ENDING_SECONDS):
         return known_outcome(request) or _Trial(request).fail("killed", reason)
 
 
