@@ -232,14 +232,9 @@ def test_an_optimizer_of_the_train_steps_own_is_told_of(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_kept_is_no_matter_of_the_loss(tmp_path: Path) -> None:
     model, data = save(tmp_path, dense("relu")), save_arrays(tmp_path)
-    with pytest.raises(RunDirectoryError, match=r"--keep .*file/log: the folder cannot be made"):
-        (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match=r"file/log/windows\.bin: cannot be written"):
         tried(model, data, keep=tmp_path / "file" / "log")
-    # As it is on a full disk, in the middle of the training.
-    (tmp_path / "log" / "variables.json").mkdir(parents=True)
-    (tmp_path / "log" / "windows.bin").mkdir()
-    with pytest.raises(RunDirectoryError):
-        tried(model, data, keep=tmp_path / "log")
 
 
 def test_a_model_of_custom_code_needs_its_import(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from trainer.checkpoint import list_checkpoints
 from trainer.config import load_config
 from trainer.diagnosis import Evidence, Finding
 from trainer.diagnosis.registry import RULES, Rule
+from trainer.diagnosis.remedies import scaled_rate
 from trainer.errors import NonFiniteError, TrainerError, UnhealthyError
 from trainer.gradient_log import GradientLog, LogHeader
 from trainer.health_events import read_events
@@ -138,6 +139,7 @@ def test_recover_goes_back_with_smaller_steps_and_finishes(
     # Small as they are, they are what the schedule asks for, and are judged.
     evidence = Evidence.of_run(run)
     np.testing.assert_array_equal(evidence.active_windows, evidence.windows)
+    assert scaled_rate(evidence, 0.1).patch == {"optimizer.learning_rate": 0.003}
     assert [row["epoch"] for row in read_history(run.history)] == [0, 1, 2]
     assert "back to step 0 with 3e-32 times the learning rate" in capsys.readouterr().err
 

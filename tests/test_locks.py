@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from tiny import train_tiny
 from tiny_searches import write_search
 
+from trainer import run_dir
 from trainer.config import load_config
 from trainer.errors import RunDirectoryError, SearchError
 from trainer.fitting import Fitting
@@ -33,6 +35,20 @@ from trainer.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
+"""
+
+
+FORK = """
+import os, sys
+from pathlib import Path
+from trainer.locks import locked
+with locked(Path(sys.argv[1])):
+    if os.fork():
+        sys.stdin.read()
+    else:
+        print("held", flush=True)
+        sys.stdin.read()
+        os._exit(0)
 """
 
 
@@ -88,6 +104,52 @@ def test_a_run_that_another_process_takes_up_is_not_resumed(stopped: RunDir) -> 
         assert stopped.status.read_bytes() == before
 
 
+def test_a_run_that_ends_while_it_is_looked_at_is_not_called_killed(
+    stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(_path: Path) -> bool:
+        stopped.write_status("done")
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "is_locked", ends)
+        assert stopped.read_status()["state"] == "done"
+        # Nor is it resumed by one who saw it killed before it had the lock.
+        patch.setattr(RunDir, "read_status", lambda _run: {"state": "killed"})
+        with pytest.raises(RunDirectoryError, match="this one is done"):
+            resume(stopped, command=["trainer"])
+
+
+def test_a_lock_ends_with_its_process_and_not_with_what_that_has_forked(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORK, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert is_locked(tmp_path)
+        process.kill()
+        process.wait()
+        # Its child lives until nobody can write to it any more.
+        assert is_locked(tmp_path) is False
+        process.stdin.close()
+
+
+def test_without_locks_a_run_of_another_machine_is_what_it_says(
+    stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_dir, "is_locked", lambda _path: None)
+    status = {**json.loads(stopped.status.read_text()), "pid": 999_999_999}
+    write_json(stopped.status, status)
+    assert stopped.read_status()["state"] == "killed"
+    write_json(stopped.status, {**status, "host": "elsewhere"})
+    assert stopped.read_status()["state"] == "running"
+    with pytest.raises(RunDirectoryError, match=r"still runs \(pid 999999999 on elsewhere\)"):
+        resume(stopped, command=["trainer"])
+
+
 def test_a_training_holds_its_run(
     stopped: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,11 +189,12 @@ def test_a_lock_is_waited_for_as_long_as_a_reader_has_it(tmp_path: Path) -> None
     with open(tmp_path / ".lock") as reader:
         fcntl.flock(reader, fcntl.LOCK_SH)
         # This one has the reader's lock until it ends.
+        began = time.monotonic()
         sleeper = subprocess.Popen(["sleep", "0.3"], pass_fds=[reader.fileno()])
     with sleeper:
         assert is_locked(tmp_path) is False
         with locked(tmp_path, patience=30):
-            assert sleeper.poll() == 0
+            assert time.monotonic() - began > 0.25
             assert is_locked(tmp_path)
 
 
@@ -154,6 +217,12 @@ def test_a_search_is_put_aside_when_the_last_of_its_workers_has_ended(
         with pytest.raises(SearchError, match=rf"this trial is being run .*pid {pid} "):
             directory.begin(search, config, resume=False, restart=True)
         assert (search / "oracle/state").exists()
+    (search / "retrained/best").mkdir(parents=True)
+    with (
+        held_elsewhere(search / "retrained/best"),
+        pytest.raises(SearchError, match="this retraining is being run"),
+    ):
+        directory.begin(search, config, resume=False, restart=True)
     directory.begin(search, config, resume=False, restart=True)
     [old] = tmp_path.glob("search.until-*")
     assert (old / "trials/0001-abc").is_dir() and not (search / "trials").exists()

@@ -105,16 +105,8 @@ def diagnose_model(trial: Trial) -> Diagnosis:
 
 
 def _check_place(keep: Path | None) -> None:
-    if keep is None:
+    if keep is None or not keep.exists():
         return
-    try:
-        keep.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise RunDirectoryError(
-            f"--keep {keep}: the folder cannot be made ({error.strerror})"
-        ) from None
     if not keep.is_dir() or (any(keep.iterdir()) and not (keep / VARIABLES_FILE).is_file()):
         raise RunDirectoryError(
             f"--keep {keep}: the log needs a new folder, an empty one, or that of another log, "

@@ -140,18 +140,28 @@ class GradientLogWriter:
 
     def __init__(self, directory: Path, header: LogHeader, resume_at: int = 0) -> None:
         self._path = directory / WINDOWS_FILE
-        directory.mkdir(parents=True, exist_ok=True)
-        keep = 0
-        if resume_at and self._path.exists():
-            _renew_format(directory)
-            for end, window in header.read_frames(self._path.read_bytes(), FORMAT_VERSION):
-                if isinstance(window, str) or window.steps["step"][-1] >= resume_at:
-                    break
-                keep = end
-        with open(self._path, "ab") as file:
-            file.truncate(keep)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            keep = self._end_before(resume_at, directory, header)
+            with open(self._path, "ab") as file:
+                file.truncate(keep)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self._path}: cannot be written ({error.strerror or error})"
+            ) from error
         text = json.dumps({"format_version": FORMAT_VERSION, **asdict(header)}, indent=1)
         write_text(directory / VARIABLES_FILE, text + "\n")
+
+    def _end_before(self, step: int, directory: Path, header: LogHeader) -> int:
+        """Return where the frames of earlier steps end, in bytes."""
+        keep = 0
+        if step and self._path.exists():
+            _renew_format(directory)
+            for end, window in header.read_frames(self._path.read_bytes(), FORMAT_VERSION):
+                if isinstance(window, str) or window.steps["step"][-1] >= step:
+                    break
+                keep = end
+        return keep
 
     def append(self, window: LogWindow) -> None:
         """Write one window."""

@@ -1,4 +1,7 @@
-"""One process at a time in a folder, by a lock that the kernel takes back whatever ends it."""
+"""One process at a time in a folder, by a lock that the kernel takes back whatever ends it.
+
+On a network's file system it holds as far as that has locks which all machines share.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from trainer.errors import RunDirectoryError, TrainerError
 
@@ -19,6 +21,20 @@ except ImportError:  # Not a Unix.
 
 LOCK_FILE = ".lock"
 _TRY_SECONDS = 0.2
+_held: set[int] = set()
+"""Descriptors of the locks of this process."""
+
+
+def _let_go() -> None:
+    """In a forked child, which would hold its parent's locks as long as it lives."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class NoLocksError(RunDirectoryError):
@@ -50,13 +66,19 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
         NoLocksError: If there are no locks where it is.
         RunDirectoryError: If it cannot be written.
     """
-    with _opened(path / LOCK_FILE) as file:
-        _wait_for(file, path, time.monotonic() + patience)
+    descriptor = _opened(path / LOCK_FILE)
+    _held.add(descriptor)
+    try:
+        _wait_for(descriptor, path, time.monotonic() + patience)
         with suppress(OSError):  # On a full disk it holds, though nobody can read whose it is.
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         yield
+    finally:
+        # Not in a child that was forked meanwhile, which has closed it.
+        if descriptor in _held:
+            _held.discard(descriptor)
+            os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool | None:
@@ -76,27 +98,26 @@ def is_locked(path: Path) -> bool | None:
     return False
 
 
-def _opened(path: Path) -> TextIO:
+def _opened(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a+", encoding="utf-8")
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:
         raise RunDirectoryError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _wait_for(file: TextIO, path: Path, end: float) -> None:
+def _wait_for(descriptor: int, path: Path, end: float) -> None:
     if fcntl is None:
         raise NoLocksError(f"{path}: this machine has no locks")
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() > end:
-                file.seek(0)
-                raise HeldError(file.read().strip() or "unknown") from None
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+                raise HeldError(holder or "unknown") from None
         except OSError as error:
-            raise NoLocksError(
-                f"{path}: this file system has no locks ({error.strerror})"
-            ) from None
+            why = f"this file system has no locks ({error.strerror})"
+            raise NoLocksError(f"{path}: {why}") from None
         time.sleep(_TRY_SECONDS)

@@ -166,21 +166,26 @@ class RunDir:
     def read_status(self) -> dict[str, Any]:
         """Return `status.json`; a running state of a process that has ended is `killed`.
 
-        The lock of the run tells, from other machines too. A run of before there was one, or
-        a file system without locks, leaves the process, which must be of this machine.
+        The lock of the run tells, from other machines too. Where there is none, the process
+        does, if it was of this machine; of another one a running state stays what it is.
 
         Raises:
             RunDirectoryError: If it is missing or damaged.
         """
         status = read_json(self.status)
         if status.get("state") == "running" and not self._is_running(status):
-            status["state"] = "killed"
+            # It may have ended well since: a run says so before it lets go of its lock.
+            status = read_json(self.status)
+            if status.get("state") == "running":
+                status["state"] = "killed"
         return status
 
     def _is_running(self, status: Mapping[str, Any]) -> bool:
         is_held = is_locked(self.path)
         if is_held is not None:
             return is_held
+        if status.get("host", socket.gethostname()) != socket.gethostname():
+            return True
         pid = int(status.get("pid", 0))
         # After a reboot, or in the next container, the number may be another process'.
         return is_alive(pid) and status.get("process") in (None, process_id(pid))

@@ -34,6 +34,7 @@ from trainer.run_data import keep_data_facts
 from trainer.run_dir import (
     RunDir,
     State,
+    read_json,
     write_atomically,
     write_json,
     write_text,
@@ -107,13 +108,17 @@ def resume(run: RunDir, *, command: Sequence[str]) -> RunDir:
         TrainerError: As `train` does.
     """
     status = run.read_status()
-    if status["state"] in ("done", "running"):
+    if status["state"] == "running":
         where = f"pid {status['pid']} on {status.get('host', 'this machine')}"
-        why = "is done" if status["state"] == "done" else f"still runs ({where})"
         raise RunDirectoryError(
-            f"{run.path}: only a stopped run can be resumed, and this one {why}"
+            f"{run.path}: only a stopped run can be resumed, and this one still runs ({where})"
         )
     with _alone(run):
+        # Whoever had it until now may have ended it.
+        if read_json(run.status)["state"] == "done":
+            raise RunDirectoryError(
+                f"{run.path}: only a stopped run can be resumed, and this one is done"
+            )
         config = load_config(run.config)
         runtime = _set_up(config)
         data = load_training_data(config)
@@ -250,8 +255,8 @@ def _alone(run: RunDir) -> Iterator[None]:
                 f"{run.path}: this run is being trained by another process (pid {held.holder}). "
                 "Wait for it, or stop it"
             ) from None
-        except NoLocksError:
-            pass
+        except NoLocksError as error:
+            say(f"warning: {error}; see to it that no other process trains in this run")
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.finding import CannotJudge, Finding, Remedy
@@ -206,14 +207,15 @@ def overfitting(evidence: Evidence) -> list[Finding]:
     """Validation that gets worse while training gets better.
 
     Formula: median validation loss of the last three epochs over the best one, if that came
-    before them; training less validation accuracy, the same way; the rise of the loss over
-    the deviation of an epoch, from the second differences of the losses, which a trend hardly
-    changes.
+    before them; training less validation accuracy, the same way; the rise of the loss since
+    the best median of three epochs, over the deviation of an epoch, from the second
+    differences of the losses, which a trend hardly changes.
     Threshold: 1.2, 0.1 and 3.
     Source: trainproof, 1.2 after four epochs; SageMaker Debugger, a gap of a tenth; Gasser,
     Sroka and Jennen-Steinmetz 1986 for the differences, with their median.
     Wrong when: augmentation or label smoothing make the training set the harder one, which
-    hides it; it sets in within a few epochs of a steep fall, and is named some epochs later.
+    hides it; it sets in within a few epochs of a steep fall, and is named some epochs later;
+    the loss swings over several epochs, which differences of single ones do not see.
     """
     rows = _validated(evidence, at_least=5)
     losses = np.array([row["val_loss"] for row in rows])
@@ -225,7 +227,7 @@ def overfitting(evidence: Evidence) -> list[Finding]:
     if losses.argmin() >= len(losses) - 3:
         return []
     # A large rate moves the validation loss from epoch to epoch, and the best one was luck.
-    rise = late - float(losses.min())
+    rise = late - float(np.median(sliding_window_view(losses, 3), axis=1).min())
     noise = _deviation_of_an_epoch(losses)
     if rise <= 3 * noise:
         return []

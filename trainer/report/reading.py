@@ -13,6 +13,7 @@ from trainer.diagnosis.evidence import Evidence
 from trainer.diagnosis.judge import Diagnosis, diagnose
 from trainer.errors import ConfigError, RunDirectoryError
 from trainer.gradient_log import VARIABLES_FILE, GradientLog
+from trainer.health_events import recoveries_of
 from trainer.run_dir import RunDir, read_history, read_json
 
 T = TypeVar("T")
@@ -149,5 +150,6 @@ def _without_config(run: RunDir) -> Evidence:
         evidence,
         history=attempt("history", lambda: read_history(run.history)) or (),
         data=attempt("data", lambda: read_json(run.data)),
+        recoveries=attempt("health", lambda: recoveries_of(run)) or (),
         missing={**evidence.missing, **notes},
     )

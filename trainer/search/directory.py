@@ -146,16 +146,21 @@ def changes(path: Path, config: Config) -> list[str]:
 def _put_aside(path: Path) -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     old = path.with_name(f"{path.name}.until-{stamp}")
-    with ExitStack() as trials:
-        # Workers that a `kill -9` of their chief has left would go on to write in the new search.
-        for lock in sorted(path.glob(f"trials/*/{LOCK_FILE}")):
-            trials.enter_context(locked(lock.parent, "trial", ENDING_SECONDS))
-        old.mkdir(exist_ok=True)
-        config = SearchDir(path).config
-        kept = [each for each in path.iterdir() if each.name not in (LOCK_FILE, config.name)]
-        # The config last: as long as it is there, it is a search, and can be put aside.
-        for each in (*kept, config):
-            shutil.move(str(each), old / each.name)
+    # Workers that a `kill -9` of their chief has left would go on to write in the new search;
+    # none of them gets another trial. A retraining does not hold its search, and may take hours.
+    for folder, what, patience in (
+        ("trials", "trial", ENDING_SECONDS),
+        ("retrained", "retraining", 1.0),
+    ):
+        for lock in sorted(path.glob(f"{folder}/*/{LOCK_FILE}")):
+            with locked(lock.parent, what, patience):
+                pass
+    old.mkdir(exist_ok=True)
+    config = SearchDir(path).config
+    kept = [each for each in path.iterdir() if each.name not in (LOCK_FILE, config.name)]
+    # The config last: as long as it is there, it is a search, and can be put aside.
+    for each in (*kept, config):
+        shutil.move(str(each), old / each.name)
 
 
 def _values(config: Config) -> dict[str, Any]:
