@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from trainer.run_dir import RunDir, write_json
 from trainer.search import directory
 from trainer.train import resume
 
+HOST = re.escape(socket.gethostname())
 HOLD = """
 import sys
 from pathlib import Path
@@ -67,17 +69,17 @@ def stopped(trained: RunDir, tmp_path: Path) -> RunDir:
 
 
 @contextmanager
-def held_elsewhere(path: Path) -> Iterator[int]:
-    """Another process holds the folder; yields its number."""
+def held_elsewhere(path: Path, script: str = HOLD) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the folder; yields that one."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)],
+        [sys.executable, "-c", script, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None and process.stdin is not None
         assert process.stdout.readline() == "held\n"
-        yield process.pid
+        yield process
         process.stdin.close()
 
 
@@ -95,11 +97,11 @@ def test_a_run_is_running_while_its_lock_is_held_and_killed_after(stopped: RunDi
 
 
 def test_a_run_that_another_process_takes_up_is_not_resumed(stopped: RunDir) -> None:
-    with held_elsewhere(stopped.path) as pid:
+    with held_elsewhere(stopped.path) as other:
         # As long as the other one loads its data, the status is the old one.
         stopped.write_status("interrupted")
         before = stopped.status.read_bytes()
-        with pytest.raises(RunDirectoryError, match=rf"pid {pid} on {socket.gethostname()}\)"):
+        with pytest.raises(RunDirectoryError, match=rf"pid {other.pid} on {HOST}\)"):
             resume(stopped, command=["trainer"])
         assert stopped.status.read_bytes() == before
 
@@ -121,20 +123,12 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_called_killed(
 
 
 def test_a_lock_ends_with_its_process_and_not_with_what_that_has_forked(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", FORK, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+    with held_elsewhere(tmp_path, FORK) as process:
         assert is_locked(tmp_path)
         process.kill()
         process.wait()
         # Its child lives until nobody can write to it any more.
         assert is_locked(tmp_path) is False
-        process.stdin.close()
 
 
 def test_without_locks_a_run_of_another_machine_is_what_it_says(
@@ -213,8 +207,8 @@ def test_a_search_is_put_aside_when_the_last_of_its_workers_has_ended(
 ) -> None:
     config = load_config(write_search(tmp_path))
     monkeypatch.setattr(directory, "ENDING_SECONDS", 0.1)
-    with held_elsewhere(search / "trials/0001-abc") as pid:
-        with pytest.raises(SearchError, match=rf"this trial is being run .*pid {pid} "):
+    with held_elsewhere(search / "trials/0001-abc") as other:
+        with pytest.raises(SearchError, match=rf"this trial is being run .*pid {other.pid} "):
             directory.begin(search, config, resume=False, restart=True)
         assert (search / "oracle/state").exists()
     (search / "retrained/best").mkdir(parents=True)
