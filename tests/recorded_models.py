@@ -83,10 +83,14 @@ class LateLayerModel(UnbuiltModel):
         self.built = True
 
 
-class OwnStep(keras.Model):
-    """Has the train step of Keras' guide: it knows nothing of loss scaling."""
+class OwnStep:
+    """The train step of Keras' guide, which knows nothing of loss scaling, to mix into a model.
 
-    def train_step(self, data: Any) -> dict[str, Any]:
+    Not a model itself: Keras changes the bases of a model's class, and their bases, for good
+    when it is built of inputs and outputs.
+    """
+
+    def train_step(self: Any, data: Any) -> dict[str, Any]:
         x, y = data
         with tf.GradientTape() as tape:
             loss = self.compute_loss(y=y, y_pred=self(x, training=True))

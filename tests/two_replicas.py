@@ -97,7 +97,7 @@ def make_convolution() -> keras.Model:
     )
 
 
-class UnusedWeight(OwnStep):
+class UnusedWeight(OwnStep, keras.Model):
     """Built in its first step, passes no loss to `scale_loss`, leaves one variable out."""
 
     def __init__(self) -> None:
