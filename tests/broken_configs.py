@@ -407,6 +407,18 @@ BROKEN_CONFIGS: tuple[BrokenConfig, ...] = (
         ),
     ),
     BrokenConfig(
+        name="a scale that starts at zero and does not exist",
+        text=(
+            "model:\n"
+            "  stages: [{filters: 8, blocks: 1}]\n"
+            "  block: {zero_init_last: true, normalization: {batch: {scale: false}}}\n"
+        ),
+        message=(
+            "broken.yaml:3: model.block: zero_init_last starts a scale at zero, and "
+            "normalization.batch.scale is false. Set one of the two to its default"
+        ),
+    ),
+    BrokenConfig(
         name="a directory without an image size",
         text=MODEL + "data: {source: directory, path: flowers}\n",
         message=(

@@ -149,6 +149,33 @@ def test_the_adam_part_of_muon_has_its_share_of_the_learning_rate() -> None:
     np.testing.assert_allclose(stepped(config, start, [gradient], "bias"), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "ratio"), [("bias", 2.0), ("beta", 2.0), ("gamma", 0.5)])
+def test_biases_and_offsets_can_have_a_share_of_their_own(name: str, ratio: float) -> None:
+    start, gradient = values_of((4,), 0), values_of((4,), 1)
+    config = Muon(
+        learning_rate=RATE, adam_learning_rate_ratio=0.5, adam_bias_learning_rate_ratio=2.0
+    )
+    expected = start - ratio * RATE * np.sign(gradient)
+    np.testing.assert_allclose(stepped(config, start, [gradient], name), expected, rtol=1e-4)
+
+
+def test_the_share_of_the_biases_is_that_of_a_whole_network(network: keras.Model) -> None:
+    config = Muon(adam_learning_rate_ratio=0.5, adam_bias_learning_rate_ratio=4.0)
+    network.compile(build_optimizer(config, RATE), "mse")
+    before = {variable.path: variable.numpy() for variable in network.trainable_variables}
+    network.fit(values_of((8, 6, 6, 3), 0), values_of((8, 2), 1), verbose=0)
+    moved = {
+        variable.path: np.abs(variable.numpy() - before[variable.path]).max() / RATE
+        for variable in network.trainable_variables
+    }
+    for path, distance in moved.items():
+        if path.endswith(("/bias", "/beta")):
+            assert distance == pytest.approx(4.0, rel=1e-2), path
+        elif "conv1" not in path and "conv2" not in path:
+            assert distance == pytest.approx(0.5, rel=1e-2), path
+    assert any(path.endswith("/beta") for path in moved)
+
+
 def test_muon_trains_a_network_that_is_compiled_by_xla(network: keras.Model) -> None:
     network.compile(build_optimizer(Muon(), 0.05), "mse", jit_compile=True)
     images, targets = values_of((16, 6, 6, 3), 0), values_of((16, 2), 1)

@@ -41,7 +41,6 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         is_fusable = (
             len(inputs.shape) == 4
             and self.axis in (-1, 3)
-            and self.scale
             and self.center
             and self.epsilon >= _SMALLEST_FUSED_EPSILON
             and self.variable_dtype == "float32"
@@ -60,11 +59,13 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
                 "mean": tf.convert_to_tensor(self.moving_mean.value),
                 "variance": tf.convert_to_tensor(self.moving_variance.value),
             }
+        beta = tf.convert_to_tensor(self.beta.value)
+        gamma = tf.convert_to_tensor(self.gamma.value) if self.scale else tf.ones_like(beta)
         # Statistics and the affine part are float32 inside the kernel whatever the inputs are.
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,
-            scale=tf.convert_to_tensor(self.gamma.value),
-            offset=tf.convert_to_tensor(self.beta.value),
+            scale=gamma,
+            offset=beta,
             epsilon=self.epsilon,
             is_training=updates_statistics,
             **statistics,

@@ -11,6 +11,8 @@ from trainer.config.schema import Adam, AdamW, Lion, Muon, Optimizer, RmsProp, S
 
 # Regularization by decay is for kernels: pulling scales and biases to zero only hurts.
 _NOT_DECAYED = ("bias", "gamma", "beta", "alpha")
+# What is added to a channel: the bias of a layer, the offset of a normalization.
+_OFFSETS = ("bias", "beta")
 # First and last layer of a network: their rows are pixels and classes, not features.
 _NOT_ORTHOGONALIZED = ["stem_conv", "head_logits"]
 
@@ -27,17 +29,30 @@ class ConvMuon(keras.optimizers.Muon):
         fixed_norm: Scale each kernel of f filters to the norm sqrt(f) before its step,
             and take the learning rate as the norm of the update over that of the kernel.
             For kernels in front of a normalization, which undoes the scaling.
+        adam_bias_lr_ratio: As `adam_lr_ratio`, for biases and the offsets of
+            normalizations alone; None leaves those to `adam_lr_ratio`.
         **kwargs: Of `keras.optimizers.Muon`.
     """
 
-    def __init__(self, *, fixed_norm: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, fixed_norm: bool = False, adam_bias_lr_ratio: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.fixed_norm = fixed_norm
+        self.adam_bias_lr_ratio = adam_bias_lr_ratio
 
     def _should_use_adamw(self, variable: Any) -> bool:
         if len(variable.shape) == 4:
             return any(name in variable.path for name in self.exclude_layers)
         return super()._should_use_adamw(variable)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if self.adam_bias_lr_ratio is not None:
+            # `variable` may be TensorFlow's, which has no path.
+            path = self._trainable_variables[self._get_variable_index(variable)].path
+            if path.rpartition("/")[2] in _OFFSETS:
+                learning_rate = learning_rate * (self.adam_bias_lr_ratio / self.adam_lr_ratio)
+        super().update_step(gradient, variable, learning_rate)
 
     def _muon_update_step(self, gradient: Any, variable: Any, lr: Any, m: Any) -> None:
         if len(variable.shape) != 4:
@@ -88,7 +103,8 @@ class ConvMuon(keras.optimizers.Muon):
         return x @ product if is_tall else product @ x
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "fixed_norm": self.fixed_norm}
+        own = {"fixed_norm": self.fixed_norm, "adam_bias_lr_ratio": self.adam_bias_lr_ratio}
+        return {**super().get_config(), **own}
 
 
 def build_optimizer(
@@ -148,6 +164,7 @@ def _build(config: Optimizer, common: dict[str, Any]) -> keras.optimizers.Optimi
                 momentum=config.momentum,
                 nesterov=config.nesterov,
                 adam_lr_ratio=config.adam_learning_rate_ratio,
+                adam_bias_lr_ratio=config.adam_bias_learning_rate_ratio,
                 adam_weight_decay=config.weight_decay or None,
                 exclude_layers=_NOT_ORTHOGONALIZED,
                 ns_steps=config.newton_schulz_steps,

@@ -124,6 +124,8 @@ class BatchNormalizationSpec(Section):
     momentum: Fraction = 0.99
     """Of the moving mean and variance that evaluation uses."""
     epsilon: PositiveFloat = 1e-3
+    scale: Bool = True
+    """Learn a factor for each channel (gamma); false leaves it at one."""
     synchronized: Bool = False
     """Take the statistics over the batch of all replicas instead of each one's own."""
 
@@ -298,6 +300,11 @@ class BlockSpec(Section):
             )
         if self.zero_init_last and self.normalization.kind == "none":
             raise ValueError("zero_init_last needs a normalization, and normalization is none")
+        if self.zero_init_last and not getattr(self.normalization, "scale", True):
+            raise ValueError(
+                "zero_init_last starts a scale at zero, and normalization.batch.scale is false. "
+                "Set one of the two to its default"
+            )
         if self.zero_init_last and self.preactivation:
             raise ValueError(
                 "zero_init_last needs a normalization at the end of a block, and a "

@@ -211,6 +211,9 @@ class Muon(_Optimizer):
     nesterov: Bool = True
     adam_learning_rate_ratio: PositiveFloat = 1.0
     """Learning rate of the AdamW part over that of the Muon part."""
+    adam_bias_learning_rate_ratio: PositiveFloat | None = None
+    """The same for biases and the offsets of normalizations, which can take a larger one
+    (Jordan 2024); null is adam_learning_rate_ratio."""
     newton_schulz_steps: PositiveInt = 5
     """Iterations of the orthogonalization; fewer are cheaper and less exact."""
     kernel_norm: Literal["free", "fixed"] = "free"
