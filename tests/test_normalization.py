@@ -104,11 +104,12 @@ def test_moving_statistics_are_the_biased_ones_of_the_batch() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [True, False])
 @pytest.mark.parametrize("training", [False, None])
 def test_evaluation_has_the_outputs_of_the_stock_layer_and_changes_nothing(
-    training: bool | None,
+    training: bool | None, scale: bool
 ) -> None:
-    fused, stock = pair_of()
+    fused, stock = pair_of(scale=scale)
     before = fused.get_weights()
     assert_close(fused(images_of(), training=training), stock(images_of(), training=training))
     for value, value_before in zip(fused.get_weights(), before, strict=True):
